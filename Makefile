@@ -1,0 +1,57 @@
+# Everything starts from Python 3.11 to 3.13, make and pip; `make help` lists the targets.
+#   make PYTHON=/path/to/python3.12 ...   chooses the interpreter
+#   make VENV=/tmp/venv ...               puts the environment elsewhere
+#   make test TESTS=tests/models          runs some of the tests
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+WORKDIR ?= runs/quickstart
+TESTS ?= tests
+BIN := $(VENV)/bin
+INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
+# One process per core, two at most: each process runs XLA's own threads as well.
+WORKERS ?= 2
+PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: help quickstart test test-slow lint format constraints clean install install-test
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+quickstart: install  ## evolve a small model on this machine and write its report
+	"$(BIN)/selfevo" run --config=configs/quickstart.py --workdir="$(WORKDIR)"
+
+test: lint  ## lint, then all tests but the slow ones
+	$(PYTEST) $(TESTS)
+
+test-slow: install-test  ## only the slow tests
+	$(PYTEST) -m slow $(TESTS)
+
+lint: install-test  ## check style and formatting
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+
+format: install-test  ## rewrite the sources in the house format
+	"$(BIN)/ruff" check --fix .
+	"$(BIN)/ruff" format .
+
+install:  ## make the environment and install the package
+	@$(INSTALL)
+
+# The parity tests compare us with torch, transformers, peft and TRL; they run on Python 3.11 and
+# skip, with that reason, elsewhere. PARITY=1 asks for them on any Python.
+install-test:  ## the same with what the tests need
+	@$(INSTALL) test
+	@if [ -n "$(PARITY)" ] || "$(BIN)/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
+	then $(INSTALL) parity; fi
+
+constraints:  ## renew constraints/*.txt by real installations
+	@for version in 3.11 3.12 3.13; do \
+	    python=$$(PYTHON= constraints/find_python.sh $$version) || { echo "skipped $$version"; continue; }; \
+	    "$$python" constraints/lock.py || exit 1; \
+	done
+
+clean:  ## remove the environment and the caches; runs are kept
+	rm -rf "$(VENV)" .pytest_cache .ruff_cache build dist selfevo_jax.egg-info
+	find selfevo_jax tests configs -name __pycache__ -type d -prune -exec rm -rf {} +
