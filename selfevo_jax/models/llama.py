@@ -1,0 +1,374 @@
+"""The decoder: one network for every LLaMA-family model, behind pure functions.
+
+    forward         tokens -> hidden states; layers under `nn.scan`, for training and scoring
+    forward_cached  the same layers one after another against a key-value cache, for sampling
+    logits          hidden states -> float32 logits
+
+Parameters are plain nested dicts (see `init_params`), layers stacked on the first axis.
+Norms, rotary angles, attention scores and logits are float32; the rest is `compute.dtype`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, visible
+from selfevo_jax.models.config import Compute, LinearRopeScaling, Llama3RopeScaling, ModelConfig
+from selfevo_jax.parallel.mesh import constrain_batch
+
+_ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
+_KERNEL_INIT = nn.initializers.normal(0.02)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32 (Zhang & Sennrich, 2019)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        init = nn.initializers.zeros if self.config.norm_plus_one else nn.initializers.ones
+        scale_d = self.param("scale", init, (x_btd.shape[-1],)).astype(jnp.float32)
+        if self.config.norm_plus_one:
+            scale_d = 1.0 + scale_d
+        wide_btd = x_btd.astype(jnp.float32)
+        power_bt1 = jnp.mean(wide_btd**2, axis=-1, keepdims=True)
+        return (wide_btd * jax.lax.rsqrt(power_bt1 + self.config.norm_eps) * scale_d).astype(x_btd.dtype)
+
+
+class Projection(nn.Module):
+    """`x W (+ bias)`, plus the low-rank product where the adapter has one at this place."""
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_bti: jax.Array, lora: LoraSlice) -> jax.Array:
+        kernel_io = self.param("kernel", _KERNEL_INIT, (x_bti.shape[-1], self.features))
+        y_bto = x_bti @ kernel_io.astype(x_bti.dtype)
+        if self.use_bias:
+            y_bto += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y_bto.dtype)
+        return y_bto + lora.delta(x_bti, self.path) if lora.has(self.path) else y_bto
+
+
+class LoraSlice:
+    """One layer's share of an adapter, looked up by module path."""
+
+    def __init__(self, adapter, params: dict, dropout_key: jax.Array | None):
+        self._adapter, self._params, self._dropout_key = adapter, params, dropout_key
+
+    def has(self, path: tuple[str, ...]) -> bool:
+        """Whether the adapter changes the module whose path ends in these two names."""
+        return path[-1] in self._params.get(path[-2], {})
+
+    def delta(self, x_bti: jax.Array, path: tuple[str, ...]) -> jax.Array:
+        """`scaling * dropout(x) a b` for the module at `path`."""
+        pair = self._params[path[-2]][path[-1]]
+        if self._adapter.dropout and self._dropout_key is not None:
+            x_bti = self._drop(x_bti, path)
+        low_btr = x_bti @ pair["a"].astype(x_bti.dtype)
+        return self._adapter.scaling * (low_btr @ pair["b"].astype(x_bti.dtype))
+
+    def _drop(self, x_bti: jax.Array, path: tuple[str, ...]) -> jax.Array:
+        # The key depends on the place alone, so a resumed step draws the same mask.
+        place = sum(ord(char) * 31**i for i, char in enumerate("/".join(path[-2:]))) % 2**31
+        keep = 1.0 - self._adapter.dropout
+        mask_bti = jax.random.bernoulli(jax.random.fold_in(self._dropout_key, place), keep, x_bti.shape)
+        return jnp.where(mask_bti, x_bti / keep, 0)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values with rotary positions; the caller says what keys there are."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_btd, rope, lora, mask_bts, store):
+        cfg = self.config
+
+        def heads(name: str, count: int) -> jax.Array:
+            flat_bte = Projection(count * cfg.head_dim, cfg.qkv_bias, name=name)(x_btd, lora)
+            return flat_bte.reshape(*flat_bte.shape[:-1], count, cfg.head_dim)
+
+        query_btnh = rotate(heads("q_proj", cfg.num_heads), rope)
+        key_btkh = rotate(heads("k_proj", cfg.num_kv_heads), rope)
+        value_btkh = heads("v_proj", cfg.num_kv_heads)
+        stored = store(key_btkh, value_btkh)
+        mixed_btnh = attend(query_btnh, *stored, mask_bts, scale=cfg.scale, softcap=cfg.attn_softcap)
+        mixed_bte = mixed_btnh.reshape(*mixed_btnh.shape[:2], -1)
+        return Projection(cfg.hidden_size, name="o_proj")(mixed_bte, lora), stored
+
+
+class Mlp(nn.Module):
+    """Gated feed-forward: `down(act(gate(x)) * up(x))` (Shazeer, 2020)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_btd, lora):
+        gate_btf = Projection(self.config.intermediate_size, name="gate_proj")(x_btd, lora)
+        up_btf = Projection(self.config.intermediate_size, name="up_proj")(x_btd, lora)
+        inner_btf = _ACTIVATIONS[self.config.activation](gate_btf) * up_btf
+        return Projection(self.config.hidden_size, name="down_proj")(inner_btf, lora)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each normed before (Gemma-2: after as well) and added."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_btd, rope, lora, mask_bts, store):
+        def after(name: str, y_btd: jax.Array) -> jax.Array:
+            return RMSNorm(self.config, name=name)(y_btd) if self.config.post_norms else y_btd
+
+        mixed_btd, stored = Attention(self.config, name="attn")(
+            RMSNorm(self.config, name="attn_norm")(x_btd), rope, lora, mask_bts, store
+        )
+        x_btd = x_btd + after("attn_post_norm", mixed_btd)
+        inner_btd = Mlp(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_btd), lora)
+        return constrain_batch(x_btd + after("mlp_post_norm", inner_btd)), stored
+
+
+class ScanLayer(nn.Module):
+    """`Block` in the form `nn.scan` wants; keys are those of the very tokens it is given."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_btd, per_layer, rope, masks_wbts, adapter, dropout_key):
+        lora_params, layer, kind = per_layer
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
+        x_btd, _ = Block(self.config, name="block")(
+            x_btd, rope, LoraSlice(adapter, lora_params, key), masks_wbts[kind], _heads_first
+        )
+        return x_btd, None
+
+
+class Decoder(nn.Module):
+    """Embedding, scanned layers, final norm, and the output head where it is not tied."""
+
+    config: ModelConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, tokens_bt, layout, adapter=None, dropout_key=None):
+        cfg = self.config
+        x_btd = constrain_batch(_embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute))
+        masks_wbts = jnp.stack([visible(layout, layout, window) for window in _windows(cfg)])
+        layers = nn.scan(
+            _remat(self.compute.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+        )(cfg, name="layers")
+        lora = {} if adapter is None else adapter.params.get("layers", {})
+        per_layer = (lora, jnp.arange(cfg.num_layers), jnp.array(_window_kinds(cfg)))
+        settings = None if adapter is None else adapter.replace(params={})
+        rope = rope_angles(cfg, layout.positions_bt)
+        x_btd, _ = layers(x_btd, per_layer, rope, masks_wbts, settings, dropout_key)
+        if not cfg.tie_embeddings:
+            Head(cfg, name="lm_head")()
+        return RMSNorm(cfg, name="final_norm")(x_btd)
+
+
+class Embedding(nn.Module):
+    """The token table [v, d]."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self):
+        return self.param("embedding", _KERNEL_INIT, (self.config.vocab_size, self.config.hidden_size))
+
+
+class Head(nn.Module):
+    """The output projection [d, v] of models whose head is not the token table."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", _KERNEL_INIT, (self.config.hidden_size, self.config.vocab_size))
+
+
+def forward(
+    config: ModelConfig,
+    params: dict,
+    tokens_bt: jax.Array,
+    layout: Layout,
+    *,
+    compute: Compute = Compute(),
+    adapter=None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm, [b, t, d] in `compute.dtype`.
+
+    `layout` gives every token its place (packed rows, shared prompts); `adapter` is a
+    `models.lora.Adapter`; its dropout acts only when `dropout_key` is given.
+    """
+    variables = {"params": _nest_layers(params)}
+    return Decoder(config, compute).apply(variables, tokens_bt, layout, adapter, dropout_key)
+
+
+def forward_cached(
+    config: ModelConfig,
+    params: dict,
+    tokens_bt: jax.Array,
+    layout: Layout,
+    cache: Cache,
+    slots_bt: jax.Array,
+    *,
+    compute: Compute = Compute(),
+    adapter=None,
+) -> tuple[jax.Array, Cache]:
+    """Like `forward`, with keys and values kept: token (b, t) is written to cache slot
+    `slots_bt[b, t]` (a slot past the end is dropped) and sees whatever the cache then holds.
+
+    Layers run one after another, so that the cache is updated in place. `params["layers"]`
+    may be stacked, or a tuple of one tree per layer (`unstack_layers`), which saves copies.
+    """
+    places = cache.layout.write(layout, slots_bt)
+    masks = [visible(layout, places, window) for window in _windows(config)]
+    rope = rope_angles(config, layout.positions_bt)
+    x_btd = _embed(config, params["embed_tokens"]["embedding"], tokens_bt, compute)
+    keys, values = [], []
+    for layer, kind in enumerate(_window_kinds(config)):
+        store = functools.partial(
+            _store, cache.key_bksh[layer], cache.value_bksh[layer], slots_bt
+        )
+        lora = {} if adapter is None else _layer(adapter.params.get("layers", {}), layer)
+        x_btd, (key_bksh, value_bksh) = Block(config).apply(
+            {"params": _layer(params["layers"], layer)},
+            x_btd, rope, LoraSlice(adapter, lora, None), masks[kind], store,
+        )  # fmt: skip
+        keys.append(key_bksh)
+        values.append(value_bksh)
+    hidden_btd = RMSNorm(config).apply({"params": params["final_norm"]}, x_btd)
+    return hidden_btd, Cache(tuple(keys), tuple(values), places)
+
+
+def logits(config: ModelConfig, params: dict, hidden: jax.Array) -> jax.Array:
+    """float32 logits [..., v] of hidden states [..., d]."""
+    if config.tie_embeddings:
+        table_vd = params["embed_tokens"]["embedding"].astype(hidden.dtype)
+        scores = jnp.einsum("...d,vd->...v", hidden, table_vd, preferred_element_type=jnp.float32)
+    else:
+        kernel_dv = params["lm_head"]["kernel"].astype(hidden.dtype)
+        scores = jnp.einsum("...d,dv->...v", hidden, kernel_dv, preferred_element_type=jnp.float32)
+    cap = config.final_softcap
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict:
+    """Random parameters: normal(0.02) kernels, norms at identity."""
+    tokens_bt = jnp.zeros((1, 1), jnp.int32)
+    layout = Layout.plain(jnp.ones((1, 1), bool))
+    params = Decoder(config).init(key, tokens_bt, layout)["params"]
+    params["layers"] = params["layers"]["block"]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict:
+    """The shapes and dtype of the parameters, nothing allocated."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
+
+
+def init_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    """An empty cache of `slots` tokens for each of `rows` rows."""
+    shape = (rows, config.num_kv_heads, slots, config.head_dim)
+    empty = [tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)]
+    return Cache(*empty, Layout(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(3))))
+
+
+def unstack_layers(params: dict) -> dict:
+    """`params` with the stacked layers split into a tuple of one tree per layer (copies them)."""
+    stacked = params["layers"]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return {**params, "layers": tuple(_layer(stacked, index) for index in range(count))}
+
+
+def rope_angles(config: ModelConfig, positions_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [b, t, 1, h/2] of the rotary angles (Su et al., 2021), in float32."""
+    exponents_h = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    frequencies_h = _scaled(1.0 / config.rope_theta**exponents_h, config.rope_scaling)
+    angles_bth = positions_bt[..., None].astype(jnp.float32) * frequencies_h
+    return jnp.cos(angles_bth)[:, :, None], jnp.sin(angles_bth)[:, :, None]
+
+
+def rotate(x_btnh: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary positions in the half-split convention: pair (i, i + h/2) turns together."""
+    cos, sin = rope
+    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, axis=-1).astype(x_btnh.dtype)
+
+
+def _scaled(frequencies_h, scaling):
+    if scaling is None:
+        return frequencies_h
+    if isinstance(scaling, LinearRopeScaling):
+        return frequencies_h / scaling.factor
+    return _llama3_scaled(frequencies_h, scaling)
+
+
+def _llama3_scaled(frequencies_h, scaling: Llama3RopeScaling):
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    turns_h = scaling.original_max_position * frequencies_h / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    blend_h = jnp.clip((turns_h - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return blend_h * frequencies_h + (1 - blend_h) * frequencies_h / scaling.factor
+
+
+def _embed(config, table_vd, tokens_bt, compute):
+    x_btd = table_vd[tokens_bt].astype(compute.dtype)
+    return x_btd * jnp.asarray(config.hidden_size**0.5, x_btd.dtype) if config.scale_embeddings else x_btd
+
+
+def _windows(config) -> list[int]:
+    """The distinct attention windows of a model: at most a sliding and a full one."""
+    if config.window is None:
+        return [NO_WINDOW]
+    return [config.window, NO_WINDOW] if config.alternate_window else [config.window]
+
+
+def _window_kinds(config) -> list[int]:
+    """For every layer, the index of its window in `_windows`."""
+    return [layer % 2 if config.alternate_window else 0 for layer in range(config.num_layers)]
+
+
+def _heads_first(key_btkh, value_btkh):
+    return key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2)
+
+
+def _store(key_bksh, value_bksh, slots_bt, key_btkh, value_btkh):
+    """Both caches with the new tokens written to their slots."""
+    rows_b1 = jnp.arange(slots_bt.shape[0])[:, None]
+
+    def put(cache_bksh, new_btkh):
+        return cache_bksh.at[rows_b1, :, slots_bt].set(new_btkh.astype(cache_bksh.dtype), mode="drop")
+
+    return put(key_bksh, key_btkh), put(value_bksh, value_btkh)
+
+
+def _layer(layers, index: int):
+    if isinstance(layers, tuple):
+        return layers[index]
+    return jax.tree.map(lambda leaf: leaf[index], layers)
+
+
+def _nest_layers(params: dict) -> dict:
+    return {**params, "layers": {"block": params["layers"]}}
+
+
+def _remat(policy: str):
+    if policy == "none":
+        return ScanLayer
+    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+    return nn.remat(ScanLayer, policy=policies[policy], prevent_cse=False)

@@ -1,0 +1,95 @@
+"""LoRA as a second parameter tree beside a frozen base (Hu et al., 2021, arXiv:2106.09685).
+
+For a target kernel W [in, out] the tree holds `a` [l, in, r] and `b` [l, r, out] at the same
+path; the layer computes `x W + scaling * (x a) b`. Taking the adapter away gives the frozen
+reference model, so no second copy of the base is ever needed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.models.config import ModelConfig
+from selfevo_jax.models.llama import abstract_params
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What an adapter adds. `targets` is a regular expression over paths such as
+    `layers/attn/q_proj`; `rslora` scales by alpha / sqrt(rank) (arXiv:2312.03732)."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rslora: bool = False
+    targets: str = r"layers/(attn|mlp)/.*_proj"
+
+    @property
+    def scaling(self) -> float:
+        """The factor on the low-rank product."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@flax.struct.dataclass
+class Adapter:
+    """A LoRA tree with what is needed to apply it."""
+
+    params: dict
+    scaling: float = flax.struct.field(pytree_node=False)
+    dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+
+def adapter(params: dict, lora: LoraConfig, *, train: bool = False) -> Adapter:
+    """`params` ready for `forward`; dropout acts only in training."""
+    return Adapter(params, lora.scaling, lora.dropout if train else 0.0)
+
+
+def target_shapes(config: ModelConfig, lora: LoraConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path -> kernel shape [l, in, out] of every module that `lora.targets` matches in full.
+
+    Raises `UserError` when nothing matches.
+    """
+    kernels = {
+        path[:-1]: leaf.shape
+        for path, leaf in flatten_dict(abstract_params(config)).items()
+        if path[0] == "layers" and path[-1] == "kernel"
+    }
+    chosen = {p: s for p, s in kernels.items() if re.fullmatch(lora.targets, "/".join(p))}
+    if not chosen:
+        known = ", ".join(sorted("/".join(path) for path in kernels))
+        raise UserError(f"LoRA targets {lora.targets!r} match no module; there are: {known}")
+    return chosen
+
+
+def init_lora(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
+    """A float32 LoRA tree: `a` uniform in +-1/sqrt(in) (PEFT's default), `b` zero."""
+    tree = {}
+    for index, (path, (layers, width_in, width_out)) in enumerate(
+        sorted(target_shapes(config, lora).items())
+    ):
+        bound = width_in**-0.5
+        tree[path + ("a",)] = jax.random.uniform(
+            jax.random.fold_in(key, index), (layers, width_in, lora.rank), minval=-bound, maxval=bound
+        )
+        tree[path + ("b",)] = jnp.zeros((layers, lora.rank, width_out))
+    return unflatten_dict(tree)
+
+
+def merge_lora(params: dict, adapter: Adapter) -> dict:
+    """A new base tree in which every target kernel is W + scaling * a b."""
+    merged = flatten_dict(params)
+    lora = flatten_dict(adapter.params)
+    for path in {path[:-1] for path in lora}:
+        kernel_lio = merged[path + ("kernel",)]
+        delta_lio = adapter.scaling * jnp.einsum(
+            "lir,lro->lio", lora[path + ("a",)], lora[path + ("b",)], precision="highest"
+        )
+        merged[path + ("kernel",)] = (kernel_lio.astype(jnp.float32) + delta_lio).astype(kernel_lio.dtype)
+    return unflatten_dict(merged)
