@@ -1,0 +1,210 @@
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const SUMMARY = DATA.summary, ROUNDS = SUMMARY.rounds, LAST = ROUNDS[ROUNDS.length - 1];
+const MAIN = document.getElementById("main");
+
+function section(id, title, ...content) {
+  MAIN.append(make("section", {id, "aria-labelledby": id + "-title"},
+    make("h2", {id: id + "-title"}, title), ...content));
+  document.getElementById("sections").append(make("li", {}, make("a", {href: "#" + id}, id[0].toUpperCase() + id.slice(1))));
+}
+
+function overview() {
+  const task = DATA.headline, gains = SUMMARY.gains[task] || [], gain = gains[gains.length - 1];
+  const first = ROUNDS[0].tasks[task];
+  const title = make("h1", {id: "overview-title"});
+  const lead = make("p", {class: "lead"});
+  if (gain) {
+    title.append("Accuracy ", percent(gain.before), make("span", {class: "arrow"}, " \u2192 "), percent(gain.after));
+    lead.append(make("strong", {class: gain.low > 0 ? "up" : gain.high < 0 ? "down" : ""}, `${points(gain.gain)} points`),
+      ` (95 % interval ${points(gain.low)} to ${points(gain.high)}) on the same ${whole(gain.n)} held-out questions of ${task}; `,
+      `${whole(gain.fixed)} answers fixed, ${whole(gain.broken)} broken, ${pValue(gain.p_value)}. `,
+      gain.low > 0 ? make("span", {class: "chip good"}, "the interval excludes zero")
+        : gain.high < 0 ? make("span", {class: "chip bad"}, "worse than before")
+        : make("span", {class: "chip"}, "no gain shown: the interval holds zero"));
+  } else if (first) {
+    title.append("Accuracy ", percent(first.score), " before training");
+    lead.append(`No trained round has been evaluated yet; ${whole(first.n)} held-out questions of ${task}.`);
+  } else title.append("Nothing has been evaluated yet");
+  const totals = SUMMARY.totals;
+  const cards = [["Trained rounds", whole(ROUNDS.filter((r) => r.training.steps).length)], ["Samples", whole(totals.samples)],
+    ["Preference pairs", whole(totals.pairs)], ["Tokens generated", brief(totals.tokens_generated + totals.tokens_evaluated)],
+    ["Tokens trained on", brief(totals.tokens_trained)], ["Time of all stages", duration(totals.seconds)]];
+  MAIN.append(make("section", {id: "overview", "aria-labelledby": "overview-title"},
+    make("p", {class: "eyebrow"}, DATA.about.join(" \u00b7 ")), title, lead,
+    make("dl", {class: "cards"}, cards.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))));
+  document.getElementById("sections").append(make("li", {}, make("a", {href: "#overview"}, "Overview")));
+}
+
+function accuracy() {
+  const tasks = [...new Set(ROUNDS.flatMap((r) => Object.keys(r.tasks)))];
+  if (!tasks.length) return;
+  const heads = [{name: "Task"}, {name: "Round"}, {name: "n", number: true}, {name: "Accuracy", number: true}, {name: "95 % interval", number: true},
+    {name: "Gain", number: true}, {name: "95 % interval of the gain", number: true}, {name: "Answer found", number: true}, {name: "Mean tokens", number: true}];
+  const rows = tasks.flatMap((task) => ROUNDS.filter((r) => r.tasks[task]).map((r) => {
+    const t = r.tasks[task], g = (SUMMARY.gains[task] || []).find((gain) => gain.round === r.round);
+    return [task, roundName(r.round), whole(t.n), percent(t.score), `${percent(t.low)} to ${percent(t.high)}`,
+      g ? points(g.gain) : "", g ? `${points(g.low)} to ${points(g.high)}` : "", percent(t.parsed), t.tokens.toFixed(1)];
+  }));
+  section("accuracy", "Accuracy", make("p", {class: "note"},
+    "Bars are 95 % Wilson intervals. Gains are against round 0 on the same questions (Newcombe's paired interval, in percentage points), " +
+    "so they can be clear where the bars overlap. A reply without a recognisable answer counts as wrong."),
+  make("div", {class: "panels"}, tasks.flatMap((task) => [
+    accuracyChart(task, ROUNDS.filter((r) => r.tasks[task]).map((r) => ({round: r.round, ...r.tasks[task]}))),
+    (SUMMARY.gains[task] || []).length ? gainChart(task, SUMMARY.gains[task]) : null])),
+  table(heads, rows, "Accuracy by task and round"));
+}
+
+function training() {
+  const panels = [["Loss", [["loss", "loss"]]], ["Reward margin", [["margin", "margin"]]],
+    ["Rewards", [["reward_chosen", "chosen"], ["reward_rejected", "rejected"]]], ["Pairs ranked right", [["accuracy", "share"]]]];
+  const figures = panels.map(([title, names]) => {
+    const series = names.filter(([key]) => DATA.curves.some((c) => c.values[key]))
+      .map(([key, name]) => ({name, rounds: DATA.curves.filter((c) => c.values[key]).map((c) => c.values[key])}));
+    return series.length ? curveChart(title, series, DATA.curves.map((c) => [c.start, "round " + c.round])) : null;
+  }).filter(Boolean);
+  if (!figures.length) return;
+  const heads = [{name: "Round"}, ...["Steps", "Tokens", "First loss", "Last loss", "Last margin", "Samples right"].map((name) => ({name, number: true}))];
+  const rows = ROUNDS.filter((r) => r.training.steps).map((r) => [roundName(r.round), whole(r.training.steps), brief(r.tokens.trained),
+    ...[["loss", "first"], ["loss", "last"], ["margin", "last"]].map(([key, end]) => r.training[key] ? brief(r.training[key][end]) : ""),
+    r.sampled.n ? percent(r.sampled.correct / r.sampled.n) : ""]);
+  section("training", "Training", DATA.curves_note ? make("p", {class: "note"}, DATA.curves_note) : null,
+    make("div", {class: "panels"}, figures), table(heads, rows, "Training by round"));
+}
+
+function lengths() {
+  const {edges, rounds} = DATA.lengths;
+  if (!rounds.length) return;
+  const tallest = Math.max(...rounds.flatMap((r) => r.counts));
+  section("lengths", "Answer lengths", make("p", {class: "note"}, "Held-out answers, all tasks together. The dashed line is the mean. " +
+    "A preference loss that rewards length shows here before it shows in accuracy."),
+  make("div", {class: "panels small"}, rounds.map((row) => lengthChart(row, edges, tallest))));
+}
+
+const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right both times", ""], wrong: ["wrong both times", ""]};
+const verdictOf = (before, after) => after.correct ? (before.correct ? "right" : "fixed") : before.correct ? "broken" : "wrong";
+
+function answers() {
+  const {rows, total, tasks, rounds} = DATA.answers;
+  if (!rows.length) return;
+  const options = rounds.map((number) => [number, roundName(number)]);
+  const oneRound = choice("Before", options, () => true, rounds[0]);
+  const twoRound = choice("After", options, () => true, rounds[rounds.length - 1]);
+  const reply = (row, select) => unpack(row.replies[rounds.indexOf(Number(select.input.value))]);
+  const both = (row) => [reply(row, oneRound), reply(row, twoRound)];
+  const show = choice("Show", [["all", "all"], ["wrong", "wrong after"], ["fixed", "fixed"], ["broken", "broken"],
+    ["unchanged", "unchanged verdict"], ["unparsed", "no answer found after"]], (row, value) => {
+    const [before, after] = both(row);
+    if (!before || !after) return value === "all";
+    const verdict = verdictOf(before, after);
+    return value === "all" || verdict === value || (value === "wrong" && !after.correct)
+      || (value === "unchanged" && before.correct === after.correct) || (value === "unparsed" && after.parsed === null);
+  }, "all");
+  const filters = [show, oneRound, twoRound];
+  if (tasks.length > 1) filters.splice(1, 0, choice("Task", [["", "all"], ...tasks.map((t, i) => [i, t])],
+    (row, value) => value === "" || row.task === Number(value), ""));
+  const prefix = sharedPrefix(rows.map((row) => row.question));
+  section("answers", "Answers before and after", browser({
+    name: "Answers", unit: "answers", rows, total, filters,
+    text: (row) => [row.question, row.gold, ...row.replies.filter(Boolean).map((r) => r[0])].join("\n"),
+    label: (row) => {
+      const [before, after] = both(row), verdict = before && after ? VERDICTS[verdictOf(before, after)] : ["one side only", ""];
+      return {first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip " + verdict[1]}, verdict[0]),
+        second: `right answer ${clip(row.gold)} \u00b7 ${clip(before && before.parsed)} \u2192 ${clip(after && after.parsed)}`};
+    },
+    detail: (row) => answerDetail(row, ...both(row), [oneRound, twoRound].map((s) => roundName(Number(s.input.value))), tasks),
+  }));
+}
+
+const unpack = (packed) => packed && {text: packed[0], parsed: packed[1], correct: Boolean(packed[2]), tokens: packed[3], score: packed[4]};
+const clip = (value, most = 60) => value === null || value === undefined ? "none" : String(value).slice(0, most).replaceAll("\n", " ");
+
+// How many characters, up to a space, every one of the texts begins with.
+function sharedPrefix(texts) {
+  let shared = texts.length > 1 ? texts[0].length : 0;
+  for (const text of texts) while (shared && !text.startsWith(texts[0].slice(0, shared))) shared--;
+  return texts[0].slice(0, shared).lastIndexOf(" ") + 1;
+}
+
+function answerDetail(row, before, after, names, tasks) {
+  const runs = wordDifference(before ? before.text : "", after ? after.text : "");
+  const column = (reply, name, kind, tag) => make("div", {}, make("h3", {}, name[0].toUpperCase() + name.slice(1)),
+    reply ? facts(reply) : make("p", {class: "hint"}, "not answered in this round"), reply ? side(runs, kind, tag) : null);
+  return [make("h3", {}, "Question"), make("p", {class: "facts"}, make("span", {}, tasks[row.task]), make("span", {}, row.id)),
+    make("div", {class: "said", dir: "auto"}, row.question),
+    make("h3", {}, "Right answer"), make("div", {class: "said", dir: "auto"}, row.gold === null ? "(the task has no single one)" : row.gold),
+    make("div", {class: "sides"}, column(before, names[0], "old", "del"), column(after, names[1], "new", "ins"))];
+}
+
+function facts(reply) {
+  return make("p", {class: "facts"}, make("span", {class: "chip " + (reply.correct ? "good" : "bad")}, reply.correct ? "\u2713 right" : "\u2717 wrong"),
+    make("span", {}, reply.parsed === null ? "no answer found" : `read as ${clip(reply.parsed)}`), make("span", {}, `${whole(reply.tokens)} tokens`),
+    reply.score > 0 && reply.score < 1 ? make("span", {}, `score ${brief(reply.score)}`) : null);
+}
+
+function pairs() {
+  const {rows, total} = DATA.pairs;
+  if (!rows.length) return;
+  const rounds = [...new Set(rows.map((row) => row.round))], prefix = sharedPrefix(rows.map((row) => row.question));
+  const filters = rounds.length < 2 ? [] : [choice("Round", [["", "all"], ...rounds.map((r) => [r, "round " + r])],
+    (row, value) => value === "" || row.round === Number(value), "")];
+  filters.push(choice("Show", [["all", "all"], ["longer", "chosen is longer"], ["shorter", "chosen is shorter"]], (row, value) => {
+    const gap = row.chosen.length - row.rejected.length;
+    return value === "all" || (value === "longer" ? gap > 0 : gap < 0);
+  }, "all"));
+  section("pairs", "Training pairs", make("p", {class: "note"}, "What the model was trained to prefer, and over what."), browser({
+    name: "Pairs", unit: "pairs", rows, total, filters,
+    text: (row) => [row.question, row.chosen, row.rejected].join("\n"),
+    label: (row) => ({first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip"}, "round " + row.round),
+      second: `${clip(row.chosen)} over ${clip(row.rejected)}`}),
+    detail: (row) => {
+      const runs = wordDifference(row.rejected, row.chosen);
+      return [make("h3", {}, "Prompt"), make("div", {class: "said", dir: "auto"}, row.question), make("div", {class: "sides"},
+        make("div", {}, make("h3", {}, "Chosen"), side(runs, "new", "ins")), make("div", {}, make("h3", {}, "Rejected"), side(runs, "old", "del")))];
+    },
+  }));
+}
+
+function cost() {
+  const names = [...new Set([LAST, ...ROUNDS].flatMap((r) => Object.keys(r.seconds)))];
+  const used = names.filter((name) => ROUNDS.some((r) => r.seconds[name]));
+  const heads = [{name: "Round"}, ...used.map((name) => ({name: name[0].toUpperCase() + name.slice(1), number: true})),
+    ...["All stages", "Tokens sampled", "Tokens trained"].map((name) => ({name, number: true}))];
+  const rows = ROUNDS.map((r) => [roundName(r.round), ...used.map((name) => r.seconds[name] ? duration(r.seconds[name]) : ""),
+    duration(Object.values(r.seconds).reduce((a, b) => a + b, 0)), brief(r.tokens.generated), brief(r.tokens.trained)]);
+  section("cost", "Time and tokens", table(heads, rows, "Seconds by stage and round"));
+}
+
+function repeat() {
+  const copied = make("span", {class: "hidden", role: "status"});
+  const copy = make("button", {type: "button", onclick: () => navigator.clipboard.writeText(DATA.command).then(() => {
+    copy.textContent = copied.textContent = "Copied";
+  }, () => { copied.textContent = "Copying is not allowed here"; })}, "Copy");
+  const facts = (rows, caption) => make("table", {class: "facts-table"}, make("caption", {class: "hidden"}, caption),
+    make("tbody", {}, rows.map(([key, value]) => make("tr", {}, make("th", {scope: "row"}, key), make("td", {}, value)))));
+  section("repeat", "Repeat this run",
+    DATA.command ? make("div", {class: "panel command"}, make("pre", {tabindex: 0, "aria-label": "Command"}, DATA.command), copy, copied)
+      : make("p", {class: "note"}, "The run's folder names no command."),
+    make("details", {}, make("summary", {}, "Environment"), facts(DATA.environment, "Environment")),
+    make("details", {}, make("summary", {}, "Settings"), facts(DATA.settings, "Settings")));
+}
+
+function theme() {
+  const button = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  const isDark = () => chosen === null ? dark.matches : chosen;
+  const label = () => { button.replaceChildren(isDark() ? "Light theme" : "Dark theme"); };
+  button.addEventListener("click", () => {
+    chosen = !isDark();
+    document.documentElement.style.colorScheme = chosen ? "dark" : "light";
+    label();
+  });
+  dark.addEventListener("change", label);
+  label();
+}
+
+document.getElementById("run-name").append(visible(DATA.name));
+document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo run report`;
+document.getElementById("footer").append(visible(DATA.footer));
+theme();
+for (const part of [overview, accuracy, training, lengths, answers, pairs, cost, repeat]) part();
+document.documentElement.dataset.ready = "true";

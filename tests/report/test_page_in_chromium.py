@@ -1,0 +1,271 @@
+"""The page in a real headless Chromium: it loads, filters, and runs nothing of a model's."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+pytest.importorskip("selenium", reason="selenium is not installed (the test extra has it)")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("no chromium and chromedriver (apt-get install chromium chromium-driver)",
+                allow_module_level=True)  # fmt: skip
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+from selfevo_jax.report.page import embed_json, write_page  # noqa: E402
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --window-size=1280,900 "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage"
+).split()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def page_file(run_folder, tmp_path_factory):
+    copy = shutil.copytree(run_folder, tmp_path_factory.mktemp("page") / "quickstart")
+    return write_page(copy)
+
+
+@pytest.fixture
+def shown(driver, page_file):
+    driver.get(page_file.as_uri())
+    assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+    driver.get_log("browser")  # start with an empty log; loading errors are checked in their test
+    return driver
+
+
+def choose(driver, section, label, value):
+    driver.execute_script(
+        "const [id, label, value] = arguments;"
+        "const select = [...document.querySelectorAll(`#${id} label`)]"
+        ".find((l) => l.firstChild.textContent === label).querySelector('select');"
+        "select.value = value; select.dispatchEvent(new Event('change'));",
+        section, label, value,
+    )  # fmt: skip
+
+
+def status(driver, section="answers"):
+    return driver.find_element(By.CSS_SELECTOR, f"#{section} [role=status]").text
+
+
+def count(driver, section="answers"):
+    return int(status(driver, section).split()[0].replace(",", ""))
+
+
+def until(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "waited 5 s in vain"
+        time.sleep(0.05)
+
+
+def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
+    driver.get(page_file.as_uri())
+    assert driver.get_log("browser") == []
+    assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+    assert driver.find_element(By.TAG_NAME, "h1").text.startswith("Accuracy ")
+    lead = driver.find_element(By.CLASS_NAME, "lead").text
+    assert "95 % interval" in lead
+    assert "300 held-out questions" in lead
+    headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
+    assert headings == ["Accuracy", "Training", "Answer lengths", "Answers before and after",
+                        "Training pairs", "Time and tokens", "Repeat this run"]  # fmt: skip
+    assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 9
+
+
+# Number of colours in a PNG and the mean level of the commonest one.
+PIXELS = """
+const [picture, done] = arguments, image = new Image();
+image.onload = () => {
+  const canvas = document.createElement('canvas');
+  canvas.width = image.width; canvas.height = image.height;
+  const context = canvas.getContext('2d');
+  context.drawImage(image, 0, 0);
+  const data = context.getImageData(0, 0, image.width, image.height).data, counts = new Map();
+  for (let i = 0; i < data.length; i += 4) {
+    const key = data[i] << 16 | data[i + 1] << 8 | data[i + 2];
+    counts.set(key, (counts.get(key) || 0) + 1);
+  }
+  const [key] = [...counts].reduce((a, b) => b[1] > a[1] ? b : a);
+  done([counts.size, ((key >> 16) + (key >> 8 & 255) + (key & 255)) / 3]);
+};
+image.src = 'data:image/png;base64,' + picture;
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_screenshot_is_a_drawing_in_both_themes(shown, theme):
+    feature = [{"name": "prefers-color-scheme", "value": theme}]
+    shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
+    picture = shown.get_screenshot_as_base64()
+    page = shown.current_url
+    shown.get("about:blank")  # reads the picture's pixels
+    colours, background = shown.execute_async_script(PIXELS, picture)
+    assert colours > 200
+    assert background > 230 if theme == "light" else background < 60
+    shown.get(page)
+    button = shown.find_element(By.ID, "theme")
+    assert button.text == ("Dark theme" if theme == "light" else "Light theme")
+    button.click()
+    flipped = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
+    level = int(flipped.split("(")[1].split(",")[0])
+    assert level < 60 if theme == "light" else level > 230
+
+
+def test_filters_agree_with_the_records(shown, page_file):
+    def marks(number):
+        path = page_file.parent / f"round_{number:02d}" / "evaluate" / "records.jsonl"
+        rows = map(json.loads, path.read_text().splitlines())
+        return {row["prompt_id"]: row for row in rows}
+
+    first, last = marks(0), marks(2)
+    ids = first.keys()
+    expected = {
+        "all": 300,
+        "fixed": sum(last[i]["correct"] > first[i]["correct"] for i in ids),
+        "broken": sum(last[i]["correct"] < first[i]["correct"] for i in ids),
+        "wrong": sum(not last[i]["correct"] for i in ids),
+        "unchanged": sum(last[i]["correct"] == first[i]["correct"] for i in ids),
+        "unparsed": sum(last[i]["parsed"] is None for i in ids),
+    }
+    for value, number in expected.items():
+        choose(shown, "answers", "Show", value)
+        assert count(shown) == number, value
+    choose(shown, "answers", "Show", "fixed")
+    choose(shown, "answers", "After", "1")
+    second = marks(1)
+    assert count(shown) == sum(second[i]["correct"] > first[i]["correct"] for i in ids)
+    assert shown.get_log("browser") == []
+
+
+def test_search_finds_and_finds_nothing(shown):
+    box = shown.find_element(By.CSS_SELECTOR, "#answers input[type=search]")
+    box.send_keys("NOT sure")
+    until(lambda: count(shown) < 300)
+    assert count(shown) > 0
+    assert "not sure" in shown.find_element(By.CSS_SELECTOR, "#answers .detail").text
+    box.clear()
+    box.send_keys("zebra quagga")
+    until(lambda: status(shown) == "0 answers")
+    assert "No answers match" in shown.find_element(By.CSS_SELECTOR, "#answers .detail").text
+
+
+def test_keyboard_walks_the_list_and_the_pages(shown):
+    rows = shown.find_elements(By.CSS_SELECTOR, "#answers .rows button")
+    assert len(rows) == 15
+    rows[0].send_keys(Keys.ARROW_DOWN)
+    active = shown.switch_to.active_element
+    assert active.get_attribute("aria-current") == "true"
+    second = active.text
+    active.send_keys(Keys.ARROW_UP)
+    assert shown.switch_to.active_element.text != second
+    nexts = shown.find_elements(By.XPATH, "//section[@id='answers']//button[text()='Next']")
+    nexts[0].click()
+    assert "page 2 of 20" in status(shown)
+    assert len(shown.find_elements(By.CSS_SELECTOR, "#answers [aria-current=true]")) == 1
+
+
+def test_hostile_text_is_shown_and_never_runs(shown):
+    box = shown.find_element(By.CSS_SELECTOR, "#answers input[type=search]")
+    box.send_keys("onerror")
+    until(lambda: count(shown) == 1)
+    detail = shown.find_element(By.CSS_SELECTOR, "#answers .detail")
+    assert "</script><img src=x onerror=" in detail.text
+    assert "{{script}} &lt;b&gt; `${1+1}`" in detail.text
+    marks = {mark.text for mark in detail.find_elements(By.CLASS_NAME, "control")}
+    assert {"U+202E", "U+202C", "U+200B", "U+0000", "U+2028", "U+E0041"} <= marks
+    assert shown.find_elements(By.TAG_NAME, "img") == []
+    assert shown.execute_script("return document.documentElement.dataset.pwned") is None
+    assert shown.get_log("browser") == []
+
+
+def test_the_policy_stops_a_script_that_gets_in_all_the_same(shown):
+    """The second wall: were a text ever parsed as HTML, its code would still not run."""
+    shown.execute_script(
+        "document.body.insertAdjacentHTML('beforeend', "
+        "'<img src=x onerror=\"document.documentElement.dataset.pwned=1\">')"
+    )
+    until(lambda: any("Content Security Policy" in e["message"] for e in shown.get_log("browser")))
+    assert shown.execute_script("return document.documentElement.dataset.pwned") is None
+
+
+def test_word_differences(shown):
+    script = "return wordDifference(arguments[0], arguments[1])"
+    runs = shown.execute_script(script, "the cat sat on a mat", "the dog sat on a red mat")
+    old = "".join(word for kind, words in runs if kind != "new" for word in words)
+    new = "".join(word for kind, words in runs if kind != "old" for word in words)
+    assert (old, new) == ("the cat sat on a mat", "the dog sat on a red mat")
+    changed = {(kind, "".join(words).strip()) for kind, words in runs if kind != "same"}
+    assert changed == {("old", "cat"), ("new", "dog"), ("new", "red")}
+    start = time.monotonic()
+    long = " ".join(map(str, range(50_000)))
+    assert shown.execute_script(script, long, long[::-1])
+    assert time.monotonic() - start < 3
+
+
+def test_every_control_has_a_name_and_no_id_is_used_twice(shown):
+    nameless = shown.execute_script(
+        "return [...document.querySelectorAll('button, input, select, [role=region], nav')]"
+        ".filter((e) => !(e.textContent.trim() || e.labels?.length || e.ariaLabel"
+        " || e.getAttribute('aria-labelledby'))).map((e) => e.outerHTML.slice(0, 80))"
+    )
+    assert nameless == []
+    assert shown.execute_script(
+        "const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);"
+        "return ids.length === new Set(ids).size"
+    )
+
+
+def test_narrow_screens_do_not_scroll_sideways(shown):
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        wide = shown.execute_script("return document.documentElement.scrollWidth")
+    finally:
+        shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert wide <= 360
+
+
+def test_a_hundred_thousand_records_stay_quick(driver, page_file, tmp_path):
+    html = page_file.read_text()
+    head, rest = html.split('id="data">', 1)
+    text, tail = rest.split("</script>", 1)
+    data = json.loads(text)
+    row = data["answers"]["rows"][0]
+    data["answers"]["rows"] = [
+        row | {"id": str(i), "question": f"Question {i}: " + "word " * 30} for i in range(100_000)
+    ]
+    data["answers"]["total"] = 250_000
+    big = tmp_path / "big.html"
+    big.write_text(f'{head}id="data">{embed_json(data)}</script>{tail}')
+    start = time.monotonic()
+    driver.get(big.as_uri())
+    until(lambda: driver.execute_script("return document.documentElement.dataset.ready") == "true")
+    assert time.monotonic() - start < 15
+    assert count(driver) == 100_000
+    assert "The first 100,000 of 250,000 answers" in driver.find_element(By.ID, "answers").text
+    assert driver.execute_script("return document.querySelectorAll('*').length") < 3000
+    start = time.monotonic()
+    driver.find_element(By.CSS_SELECTOR, "#answers input[type=search]").send_keys("99999")
+    until(lambda: count(driver) == 1)
+    assert time.monotonic() - start < 5
+    print("search over 100,000 rows:", round(time.monotonic() - start, 2), "s")
+    assert driver.get_log("browser") == []
