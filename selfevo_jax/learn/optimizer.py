@@ -1,0 +1,55 @@
+"""AdamW with clipping and a schedule, from optax.
+
+Weight decay acts on kernels and LoRA factors, not on norms and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.rules import path_name
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def schedule(name: str, lr: float, steps: int, warmup: float) -> Callable[[Any], Any]:
+    """step -> learning rate: linear from 0 over the first `warmup` share of `steps`, then constant,
+    linear to 0, or a half cosine to 0. Raises `UserError` for an unknown name or a bad share."""
+    if name not in SCHEDULES:
+        raise UserError(f"learn.schedule {name!r} is unknown: use one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup < 1:
+        raise UserError(f"learn.warmup is {warmup}: it is a share of the steps, 0 up to below 1")
+    rising = round(warmup * steps)
+    falling = max(steps - rising, 1)
+    after = {
+        "constant": optax.constant_schedule(lr),
+        "linear": optax.linear_schedule(lr, 0.0, falling),
+        "cosine": optax.cosine_decay_schedule(lr, falling),
+    }[name]
+    if not rising:
+        return after
+    # Step 0 already moves: the ramp runs over 1/n, 2/n, ..., 1.
+    ramp = optax.linear_schedule(lr / rising, lr, max(rising - 1, 1))
+    return optax.join_schedules([ramp, after], [rising])
+
+
+def adamw(
+    rate: Callable[[Any], Any], *, weight_decay: float = 0.0, clip: float | None = 1.0
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter, 2019) after clipping to a global norm of `clip` (None: off)."""
+    steps = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    steps.append(optax.adamw(rate, weight_decay=weight_decay, mask=_decayed))
+    return optax.chain(*steps)
+
+
+def _decayed(tree: Any) -> Any:
+    """True for the leaves that weight decay acts on."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_name(path).rsplit("/", 1)[-1] in ("kernel", "embedding", "a", "b"),
+        tree,
+    )

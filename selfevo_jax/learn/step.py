@@ -1,0 +1,170 @@
+"""The jitted functions of a fit, over a mesh.
+
+    reference_sums   log-prob sums of a micro-batch, no gradient
+    accumulate       adds a micro-batch's share of the batch's loss, gradient and metrics
+    update           one optimiser step from the accumulated gradient
+
+What is trained is one tree, what is frozen another: a LoRA tree beside the base, or the whole
+parameters beside nothing. Each micro-batch is divided by the denominators of its whole batch,
+so the sum over micro-batches (and over hosts) is exact.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from selfevo_jax.learn.batches import MicroBatch
+from selfevo_jax.learn.logps import DEFAULT_CHUNK, sequence_sums
+from selfevo_jax.learn.losses import Objective, Sequences, loss_terms, metric_sums
+from selfevo_jax.models.config import Compute, ModelConfig
+from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
+from selfevo_jax.parallel.mesh import batch_sharding
+from selfevo_jax.parallel.rules import shardings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a step computes. `lora` None trains all parameters."""
+
+    config: ModelConfig
+    objective: Objective
+    lora: LoraConfig | None
+    compute: Compute = Compute()
+    chunk: int = DEFAULT_CHUNK
+
+    def assemble(self, trainable: Any, frozen: Any) -> tuple[dict, Adapter | None]:
+        """(parameters, adapter) for the model."""
+        if self.lora is None:
+            return trainable, None
+        return frozen, adapter(trainable, self.lora, train=True)
+
+
+@flax.struct.dataclass
+class Frozen:
+    """Log-prob sums [b, e, k] of the frozen policies; zeros where the objective uses none."""
+
+    reference_bek: np.ndarray
+    anchor_bek: np.ndarray
+
+
+class Steps:
+    """The compiled functions of one recipe on one mesh."""
+
+    def __init__(
+        self, recipe: Recipe, optimizer: optax.GradientTransformation, mesh: Mesh, like: Any
+    ):
+        """`like`: the trainable tree (arrays or shapes), for the placement of its gradient."""
+        self._mesh, self._recipe = mesh, recipe
+        whole, placed = NamedSharding(mesh, P()), shardings(like, mesh)
+        state = shardings(jax.eval_shape(optimizer.init, like), mesh)
+        self._init = jax.jit(optimizer.init, out_shardings=state)
+        self._zeros = jax.jit(functools.partial(jax.tree.map, jnp.zeros_like), out_shardings=placed)
+        self._sums = jax.jit(functools.partial(_sums, recipe), out_shardings=whole)
+        self._denominators = jax.jit(
+            functools.partial(_denominators, recipe.objective), out_shardings=whole
+        )
+        self._accumulate = jax.jit(
+            functools.partial(_accumulate, recipe), donate_argnums=0, out_shardings=(placed, whole)
+        )
+        self._update = jax.jit(
+            functools.partial(_update, optimizer),
+            donate_argnums=(0, 1),
+            out_shardings=(placed, state, whole),
+        )
+
+    def init(self, trainable: Any) -> Any:
+        """The optimiser's first state."""
+        with jax.set_mesh(self._mesh):
+            return self._init(trainable)
+
+    def sums(self, params: dict, adapter: Adapter | None, batch: MicroBatch) -> np.ndarray:
+        """Log-prob sums [b, e, k] of a micro-batch under a policy; dropout is off."""
+        with jax.set_mesh(self._mesh):
+            return np.asarray(self._sums(params, adapter, self._put(batch)))
+
+    def gradient(
+        self,
+        trainable: Any,
+        frozen: Any,
+        batches: Sequence[tuple[MicroBatch, Frozen]],
+        key: jax.Array,
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """The gradient of a whole batch's loss, and sums of its metrics (`loss` is final).
+
+        `key` seeds dropout; micro-batch i uses `fold_in(key, i)`.
+        """
+        with jax.set_mesh(self._mesh):
+            denominators = sum(
+                np.asarray(self._denominators(batch.counts_bek)) for batch, _ in batches
+            )
+            grads, totals = self._zeros(trainable), None
+            for index, micro in enumerate(batches):
+                grads, sums = self._accumulate(
+                    grads,
+                    trainable,
+                    frozen,
+                    self._put(micro),
+                    denominators,
+                    jax.random.fold_in(key, index),
+                )
+                totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+            return grads, totals
+
+    def update(self, trainable: Any, state: Any, grads: Any) -> tuple[Any, Any, jax.Array]:
+        """(trainable, optimiser state, gradient norm before clipping); the inputs are used up."""
+        with jax.set_mesh(self._mesh):
+            return self._update(trainable, state, grads)
+
+    def _put(self, tree: Any) -> Any:
+        """Host arrays as global device arrays, rows split; every host gives the rows it holds."""
+        split = batch_sharding(self._mesh)
+        return jax.tree.map(
+            lambda array: jax.make_array_from_callback(array.shape, split, array.__getitem__), tree
+        )
+
+
+def _sums(recipe: Recipe, params, adapter, batch):
+    return sequence_sums(
+        recipe.config, params, adapter, batch, compute=recipe.compute, chunk=recipe.chunk
+    )
+
+
+def _denominators(objective: Objective, counts_bek):
+    """The denominators of the loss's terms, which depend on token counts alone."""
+    zeros = jnp.zeros_like(counts_bek)
+    terms = loss_terms(objective, Sequences(zeros, counts_bek, zeros, zeros))
+    return jnp.stack([term.denominator for term in terms])
+
+
+def _loss(recipe: Recipe, trainable, frozen, batch: MicroBatch, others: Frozen, denominators, key):
+    params, lora = recipe.assemble(trainable, frozen)
+    logps_bek = sequence_sums(
+        recipe.config, params, lora, batch,
+        compute=recipe.compute, dropout_key=key, train_head=recipe.lora is None, chunk=recipe.chunk,
+    )  # fmt: skip
+    sequences = Sequences(logps_bek, batch.counts_bek, others.reference_bek, others.anchor_bek)
+    terms = loss_terms(recipe.objective, sequences)
+    loss = sum(term.weight * term.numerator / denominators[i] for i, term in enumerate(terms))
+    return loss, {"loss": loss, **metric_sums(recipe.objective, sequences)}
+
+
+def _accumulate(recipe: Recipe, grads, trainable, frozen, micro, denominators, key):
+    loss = functools.partial(_loss, recipe)
+    new, sums = jax.grad(loss, has_aux=True)(trainable, frozen, *micro, denominators, key)
+    return jax.tree.map(jnp.add, grads, new), sums
+
+
+def _update(optimizer: optax.GradientTransformation, trainable, state, grads):
+    updates, state = optimizer.update(grads, state, trainable)
+    return optax.apply_updates(trainable, updates), state, optax.tree.norm(grads)
