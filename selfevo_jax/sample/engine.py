@@ -1,0 +1,167 @@
+"""`JaxGenerator`: text generation and scoring on this machine's devices.
+
+queue.py    requests -> prompts, grouped        session.py  jobs -> decoding rows -> answers
+memory.py   caches, shared prompts              device.py   what is compiled
+select.py   the next token                      stops.py    stop strings
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import jax
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.models.config import Compute, ModelConfig
+from selfevo_jax.models.llama import unstack_layers
+from selfevo_jax.models.lora import Adapter
+from selfevo_jax.parallel.mesh import BATCH_AXES
+from selfevo_jax.parallel.rules import path_name, shardings
+from selfevo_jax.sample.memory import Memory, Network, cache_lengths
+from selfevo_jax.sample.protocol import Completion, Request, Score, ScoreRequest
+from selfevo_jax.sample.queue import Queue
+from selfevo_jax.sample.session import Session
+from selfevo_jax.text.render import TokenExample, render_example
+from selfevo_jax.text.tokenizer import Tokenizer
+
+FLOAT32 = Compute()
+
+
+class JaxGenerator:
+    """A `Generator` that decodes up to `slots` requests together.
+
+    `params` is a parameter tree (layers stacked, or already apart); `adapter` is applied on
+    top of it. A prompt and its answer have at most `max_length` tokens. `prompt_rows` prompts
+    are read together, `chunk` tokens of each at a time; `steps` tokens are decoded between
+    two looks at the queue. A completion depends on its request and on these five numbers, not
+    on the other requests. With a `mesh`, parameters and caches are split over it.
+    Raises `UserError` when the numbers do not suit the model or the mesh.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: dict,
+        tokenizer: Tokenizer,
+        *,
+        adapter: Adapter | None = None,
+        slots: int = 32,
+        max_length: int = 1024,
+        compute: Compute = FLOAT32,
+        mesh: jax.sharding.Mesh | None = None,
+        prompt_rows: int = 8,
+        chunk: int = 32,
+        steps: int = 8,
+    ) -> None:
+        _check(config, tokenizer, mesh, slots, prompt_rows, max_length)
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._slots, self._prompt_rows, self._chunk, self._steps = slots, prompt_rows, chunk, steps
+        if mesh is not None:
+            params = jax.device_put(params, shardings(params, mesh))
+            adapter = _on_mesh(adapter, mesh)
+        self._network = Network(config, _ready_params(params, compute), adapter, compute, mesh)
+        self._spare: list[Memory] = []
+        self._prompt_tokens_read = 0
+
+    @property
+    def prompt_tokens_read(self) -> int:
+        """How many prompt tokens were computed so far, all calls together."""
+        return self._prompt_tokens_read
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """One completion for every request, in order of finishing.
+
+        `requests` is read a little ahead of the decoding, never as a whole. Raises `UserError`
+        naming the request when its prompt does not fit.
+        """
+        window = 4 * max(self._slots, self._prompt_rows)
+        lengths = cache_lengths(self._max_length)
+        queue = Queue(
+            requests, self._tokenizer, lengths=lengths, max_length=self._max_length, window=window
+        )
+        memory = self._take_memory()
+        try:
+            session = Session(
+                memory, queue, self._tokenizer,
+                slots=self._slots, prompts=self._prompt_rows, steps=self._steps,
+            )  # fmt: skip
+            yield from session.run()
+        finally:
+            self._give_back(memory)
+
+    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
+        """Log-probabilities of given completions, in the order of the requests.
+
+        Raises `UserError` naming the request when prompt and completion do not fit.
+        """
+        source = iter(requests)
+        memory = self._take_memory()
+        try:
+            while batch := list(islice(source, self._prompt_rows)):
+                yield from self._score(memory, [self._rendered(request) for request in batch])
+        finally:
+            self._give_back(memory)
+
+    def _rendered(self, request: ScoreRequest) -> TokenExample:
+        return render_example(
+            self._tokenizer, request.id, request.messages, [request.completion], self._max_length
+        )
+
+    def _score(self, memory: Memory, examples: list[TokenExample]) -> list[Score]:
+        prompts = [example.prompt.tokens.tolist() for example in examples]
+        answers = [example.completions[0].tokens.tolist() for example in examples]
+        texts = [tuple(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        logps = memory.score(texts, [len(prompt) for prompt in prompts])
+        return [
+            Score(example.id, tuple(values), tuple(answer))
+            for example, values, answer in zip(examples, logps, answers, strict=True)
+        ]
+
+    def _take_memory(self) -> Memory:
+        """Memory left by an earlier call, with the prompts it knows, or a new one."""
+        if self._spare:
+            return self._spare.pop()
+        return Memory(self._network, self._slots, self._prompt_rows, self._max_length, self._chunk)
+
+    def _give_back(self, memory: Memory) -> None:
+        self._prompt_tokens_read += memory.tokens_read
+        memory.tokens_read = 0
+        if memory.whole and not self._spare:
+            self._spare.append(memory)
+
+
+def _check(config, tokenizer, mesh, slots, prompt_rows, max_length) -> None:
+    if not 2 <= max_length <= config.max_position:
+        raise UserError(
+            f"max_length {max_length} must be at least 2 and at most the model's "
+            f"{config.max_position}"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
+            "they do not belong together"
+        )
+    split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for name, value in (("slots", slots), ("prompt_rows", prompt_rows)):
+        if value < 1 or value % split:
+            raise UserError(f"{name} {value} must be a multiple of {split}, the mesh's data x fsdp")
+
+
+def _ready_params(params: dict, compute: Compute) -> dict:
+    """Layers apart, and matrices in the dtype they are multiplied in."""
+    if not isinstance(params["layers"], tuple):
+        params = unstack_layers(params)
+
+    def cast(path, leaf):
+        matrix = path_name(path).endswith(("kernel", "embedding"))
+        return leaf.astype(compute.dtype) if matrix else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _on_mesh(adapter: Adapter | None, mesh: jax.sharding.Mesh) -> Adapter | None:
+    if adapter is None:
+        return None
+    return adapter.replace(params=jax.device_put(adapter.params, shardings(adapter.params, mesh)))

@@ -1,0 +1,67 @@
+"""The same engine on eight virtual devices (data 2 x fsdp 2 x tensor 2): the same answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.compile_cache import enable_compile_cache
+from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.sample.protocol import Request, SamplingParams, ScoreRequest
+
+DEVICES = 8
+
+
+def requests() -> list[Request]:
+    texts = ["how many ducks", "the lazy dog jumps over the barn", "a red fox"]
+    return [
+        Request(f"{i}", [{"role": "user", "content": texts[i % 3]}], SamplingParams(12), seed=i)
+        for i in range(12)
+    ]
+
+
+def test_a_mesh_gives_the_same_answers(request):
+    """Runs `test_on_eight_devices` in a process that has them."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+    test = f"{Path(__file__)}::test_on_eight_devices"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        cwd=request.config.rootpath, env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_on_eight_devices(tiny):
+    if jax.device_count() < DEVICES:
+        pytest.skip("started by test_a_mesh_gives_the_same_answers with eight devices")
+    mesh = make_mesh("2,2,2")
+    settings = dict(slots=4, prompt_rows=4)
+    plain = {c.id: c for c in tiny.generator(**settings).generate(requests())}
+    split = tiny.generator(mesh=mesh, **settings)
+    for completion in split.generate(requests()):
+        assert completion.tokens == plain[completion.id].tokens
+        np.testing.assert_allclose(completion.logps, plain[completion.id].logps, atol=1e-4)
+    wanted = [ScoreRequest(r.id, r.messages, "over the barn") for r in requests()[:6]]
+    for ours, theirs in zip(split.score(wanted), tiny.generator().score(wanted), strict=True):
+        np.testing.assert_allclose(ours.logps, theirs.logps, atol=1e-4)
+    with pytest.raises(UserError, match="slots 6"):
+        tiny.generator(mesh=mesh, slots=6)
+
+
+def test_the_compile_cache_is_set_up(tmp_path):
+    """The folder is made, and programs of half a second or more go into it."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        enable_compile_cache(tmp_path / "cache")
+        assert (tmp_path / "cache").is_dir()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
