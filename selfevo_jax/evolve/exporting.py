@@ -1,0 +1,48 @@
+"""What a run trained, in the formats that other tools load."""
+
+import shutil
+from pathlib import Path
+
+from selfevo_jax.config import defaults
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.files import read_json
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.stages import StageFolder
+from selfevo_jax.models.lora import merge_lora
+from selfevo_jax.weights.model_files import save_model
+
+
+def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Progress) -> Path:
+    """Writes a policy of the run as `form` ('merged' or 'peft') to the new folder `out`.
+
+    `policy` None takes the last that was trained. Raises UserError for a folder that is no run, a
+    run without that policy, a damaged adapter, or an `out` that exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already; give another --out")
+    if not (workdir / "run.json").is_file():
+        raise UserError(f"{workdir} is not the workdir of a run: it has no run.json")
+    run = read_json(workdir / "run.json")
+    adapter = workdir / _adapter(workdir, run["policies"], policy)
+    StageFolder(adapter.parent).verify()
+    if form == "peft":
+        shutil.copytree(adapter, out)
+        return out
+    compute = defaults().compute.to_dict()
+    model = JaxModel(run["model"], compute, progress)
+    applied = model.applied(adapter)
+    assert applied is not None
+    merged = merge_lora(model.params, applied)
+    with progress.busy(f"writing {out}"):
+        save_model(out, model.files.config, merged, save_tokenizer=model.tokenizer.save)
+    return out
+
+
+def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> str:
+    trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
+    name = wanted or max(trained, default=None)
+    if name not in trained:
+        there = ", ".join(sorted(trained)) or "none yet"
+        raise UserError(f"{workdir} has no trained policy {name or ''}; it has: {there}")
+    return trained[name]

@@ -1,0 +1,185 @@
+"""From a configuration to a finished run: lock, plan, stages.
+
+A workdir holds config.json, run.json, log.jsonl and round_NN/STAGE/ for every stage; what was
+replaced is under superseded/.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from selfevo_jax.config import changed_settings, plain
+from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.task import Task
+from selfevo_jax.evaluate.tasks import get_task
+from selfevo_jax.evolve.backend import JaxBackend
+from selfevo_jax.evolve.files import disk_full_is_a_message, locked, read_json, write_json
+from selfevo_jax.evolve.methods import method
+from selfevo_jax.evolve.plan import expected_memory, print_plan
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.run import Run
+from selfevo_jax.evolve.stages import StageFolder
+from selfevo_jax.text.show import escape_controls
+from selfevo_jax.weights.storage import cache_folder
+
+PACKAGES = ("selfevo-jax", "jax", "jaxlib", "flax", "optax", "tokenizers", "reasoning-gym")
+COUNTS = ("rounds", "prompts.n", "sample.n", "pair.per_prompt", "evaluate.n", "compute.slots")
+
+
+def launch(
+    config: FrozenConfigDict, workdir: Path, progress: Progress, *, dry_run: bool = False
+) -> None:
+    """Runs `config` in `workdir`, going on from whatever is there; `dry_run` stops at the plan.
+
+    Raises: UserError for a mistake in the configuration, a workdir in use, a full disk, or a stage
+    that gave less than it must.
+    """
+    check_config(config)
+    keep_compiled()
+    with contextlib.ExitStack() as stack:
+        if not dry_run:
+            safe = "Every finished stage and record is safe."
+            stack.enter_context(disk_full_is_a_message(safe))
+            stack.enter_context(locked(workdir))
+            progress.log_to(workdir / "log.jsonl")
+        stack.enter_context(told_by_logging(progress))
+        task = get_task(config.task.name, **config.task.args.to_dict())
+        backend = JaxBackend(config, progress)
+        _tell_changes(config, workdir, progress)
+        plan = show_plan(config, workdir, task, backend, progress)
+        if not dry_run:
+            _execute(config, workdir, task, backend, progress, plan)
+
+
+def check_config(config: FrozenConfigDict) -> None:
+    """Refuses what no stage could use. Raises UserError."""
+    method(config.method)
+    for name in COUNTS:
+        value: Any = config
+        for part in name.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"--config.{name}={value}: it must be at least 1")
+
+
+def show_plan(
+    config: FrozenConfigDict, workdir: Path, task: Task, backend: JaxBackend, progress: Progress
+) -> Run:
+    """Prints the plan, the expected memory and the first prompt as the model will read it."""
+    run = Run(config, workdir, task, backend, progress, planning=True)
+    method(config.method)(run)
+    compute = config.compute
+    memory = expected_memory(
+        backend.model.files.config,
+        value_bytes=backend.model.compute.dtype(0).itemsize,
+        slots=compute.slots,
+        max_length=compute.max_length,
+        train_tokens=config.learn.micro_rows * (config.learn.row_length or compute.max_length),
+        rank=config.lora.rank,
+        remat=compute.remat,
+    )
+    print_plan(progress.console, run.plan, memory)
+    first = next(iter(task.prompts("train", 1, config.seed)))
+    progress.console.print("first prompt, as the model reads it:", markup=False)
+    text = backend.first_prompt(first.messages)
+    progress.console.print(escape_controls(text), markup=False)
+    return run
+
+
+def _execute(
+    config: FrozenConfigDict,
+    workdir: Path,
+    task: Task,
+    backend: JaxBackend,
+    progress: Progress,
+    plan: Run,
+) -> None:
+    write_json(workdir / "config.json", plain(config))
+    _set_aside_others(workdir, {step.stage for step in plan.plan}, progress)
+    run = Run(config, workdir, task, backend, progress)
+    about = describe(config, backend) | {"plan": [step.kept() for step in plan.plan]}
+    write_json(workdir / "run.json", about | lineage(run) | {"finished": False})
+    method(config.method)(run)
+    write_json(workdir / "run.json", about | lineage(run) | {"finished": True})
+
+
+def _set_aside_others(workdir: Path, planned: set[str], progress: Progress) -> None:
+    """Moves stages that are not in the plan (fewer rounds, another method) out of the way."""
+    for path in sorted(workdir.glob("round_*/*")):
+        if path.is_dir() and str(path.relative_to(workdir)) not in planned:
+            kept = StageFolder(path).set_aside(workdir).relative_to(workdir)
+            progress.say(f"{path.relative_to(workdir)} is not in the plan; it is in {kept}")
+    for folder in workdir.glob("round_*"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def describe(config: FrozenConfigDict, backend: JaxBackend) -> dict[str, Any]:
+    """What `run.json` says of a run besides its lineage."""
+    return {
+        "method": config.method,
+        "model": config.model,
+        "model_hash": backend.model.files.hash,
+        "tokenizer_hash": backend.model.tokenizer.hash,
+        "task": config.task.name,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "versions": versions(),
+    }
+
+
+def lineage(run: Run) -> dict[str, Any]:
+    """The policies so far: hash, adapter folder, parent."""
+    return {"policies": {policy.name: policy.lineage(run.workdir) for policy in run.policies}}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _tell_changes(config: FrozenConfigDict, workdir: Path, progress: Progress) -> None:
+    """Says which settings differ from those that the workdir was begun with."""
+    kept = workdir / "config.json"
+    if kept.exists():
+        for change in changed_settings(read_json(kept), plain(config)):
+            progress.say(f"changed since the last run here: {change}")
+
+
+def keep_compiled() -> None:
+    """Compiled programs are kept in the user's cache, so that a second start does not wait."""
+    if jax.config.jax_compilation_cache_dir is not None:
+        return  # the user's own choice
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@contextlib.contextmanager
+def told_by_logging(progress: Progress) -> Iterator[None]:
+    """What the lower packages log (compiling, saving, going on) is said by the run."""
+
+    class Said(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            progress.say(record.getMessage())
+
+    logger, handler = logging.getLogger("selfevo_jax"), Said(logging.INFO)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before

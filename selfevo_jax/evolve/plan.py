@@ -1,0 +1,84 @@
+"""The plan of a run, shown and kept before anything is computed.
+
+A method is run once against a `Run` that only takes notes: what each stage starts from, which
+reference, which data, how much, and what an earlier run of the same workdir has already done.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from selfevo_jax.models.config import ModelConfig
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as planned."""
+
+    stage: str
+    model: str
+    data: str
+    amount: str
+    state: str
+
+    def kept(self) -> dict[str, str]:
+        """What `run.json` holds of it: all but the state, which depends on when one looks."""
+        return {
+            "stage": self.stage,
+            "model": self.model,
+            "data": self.data,
+            "amount": self.amount,
+        }
+
+
+def print_plan(console: Console, steps: list[Step], memory: Mapping[str, float]) -> None:
+    """The plan as a table, and the memory that it is expected to need."""
+    table = Table(title="plan", title_justify="left", box=SIMPLE, padding=0)
+    for name in ("stage", "model", "data", "amount", "state"):
+        table.add_column(name, overflow="fold", no_wrap=name == "stage")
+    for step in steps:
+        table.add_row(step.stage, step.model, step.data, step.amount, step.state)
+    console.print(table)
+    parts = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in memory.items())
+    console.print(f"expected memory, all devices together: {parts}", markup=False)
+
+
+def expected_memory(
+    config: ModelConfig,
+    *,
+    value_bytes: int,
+    slots: int,
+    max_length: int,
+    train_tokens: int,
+    rank: int,
+    remat: str,
+) -> dict[str, float]:
+    """Bytes of weights, of the key-value cache and of training an adapter.
+
+    Activations follow Korthikanti et al. (2022, arXiv:2205.05198), eq. 2 without the attention
+    matrix; with rematerialisation a layer keeps its input only. An estimate, good to a factor two.
+    """
+    weights = parameter_count(config)
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    kept = 17 if remat == "none" else 2
+    activations = train_tokens * config.hidden_size * config.num_layers * kept
+    sides = config.hidden_size * 7 + config.intermediate_size * 3
+    adapter = config.num_layers * rank * sides
+    return {
+        "weights": float(weights * value_bytes),
+        "cache while sampling": float(slots * max_length * per_token * value_bytes),
+        "training beside the weights": float(activations * value_bytes + adapter * 16),
+    }
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Parameters of the decoder without its norms and biases (under 1 % of the whole)."""
+    heads = config.head_dim * (config.num_heads + config.num_kv_heads)
+    layer = config.hidden_size * (2 * heads + 3 * config.intermediate_size)
+    tables = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    return config.num_layers * layer + tables

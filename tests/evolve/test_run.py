@@ -1,0 +1,233 @@
+"""Whole miniature runs with every stage real: plans, changed settings, bad days."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.files import disk_full_is_a_message, locked
+from selfevo_jax.evolve.tiny import random_model
+from selfevo_jax.evolve.work import right_against_wrong
+from selfevo_jax.records import Prompt, Sample, Verdict
+
+STAGES = ["evaluate", "prompts", "sample", "check", "pair", "train", "evaluate"]
+
+
+def keys(workdir: Path) -> dict[str, str]:
+    """Stage -> key of everything finished in the workdir."""
+    return {
+        str(path.parent.relative_to(workdir)): json.loads(path.read_text())["key"]
+        for path in sorted(workdir.glob("round_*/*/stage.json"))
+    }
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_dry_run_plans_and_writes_nothing(mini):
+    said = mini(dry_run=True)
+    assert not mini.workdir.exists()
+    for name in STAGES:
+        assert f"/{name}" in said
+    assert "start base, reference base" in said
+    assert "expected memory" in said
+    assert "<|user|>" in said and said.rstrip().endswith("<|assistant|>")
+
+
+def test_only_what_a_changed_setting_touches_runs_again(mini):
+    """One workdir: whole, unchanged, then settings of ever earlier stages changed."""
+    mini()
+    first = keys(mini.workdir)
+    assert len(first) == 7
+    run = json.loads((mini.workdir / "run.json").read_text())
+    assert run["finished"] and run["policies"]["round_01"]["parent"] == "base"
+    samples = rows(mini.workdir / "round_01/sample/records.jsonl")
+    pairs = rows(mini.workdir / "round_01/pair/records.jsonl")
+    text = {sample["id"]: sample["text"] for sample in samples}
+    right = {
+        row["sample_id"]: row["correct"]
+        for row in rows(mini.workdir / "round_01/check/records.jsonl")
+    }
+    assert all(right[pair["chosen_id"]] and not right[pair["rejected_id"]] for pair in pairs)
+    assert all(text[pair["chosen_id"]] == pair["chosen"] for pair in pairs)
+
+    said = mini()
+    assert said.count("finished before") == 7 and "loading" not in said
+
+    said = mini("learn.lr=0.02")
+    assert "changed since the last run here: learn.lr 0.01 -> 0.02" in said
+    assert "round_01/train: runs again (learn.lr 0.01 -> 0.02)" in said
+    changed = {name for name, key in keys(mini.workdir).items() if key != first[name]}
+    assert changed == {"round_01/train", "round_01/evaluate"}
+    kept = mini.workdir / "superseded" / "round_01-train-1"
+    assert (kept / "adapter" / "adapter_model.safetensors").exists()
+
+    plan = mini("learn.lr=0.02", "sample.temperature=0.9", dry_run=True)
+    states = {line.split()[0]: line for line in plan.splitlines() if line.startswith(" round_")}
+    assert "again: temperature 1.0 -> 0.9" in states["round_01/sample"]
+    assert "again if its inputs change" in states["round_01/train"]
+    assert states["round_00/evaluate"].rstrip().endswith("done")
+
+
+def test_fewer_rounds_put_the_others_aside(mini):
+    mini("rounds=2", "evaluate.n=2")
+    assert (mini.workdir / "round_02/train/adapter").exists()
+    said = mini("rounds=1", "evaluate.n=2")
+    assert "round_02/train is not in the plan" in said
+    assert not (mini.workdir / "round_02").exists()
+    assert (mini.workdir / "superseded/round_02-train-1/adapter").exists()
+
+
+def test_a_corrupt_record_file_is_refused_by_name(mini):
+    mini("evaluate.n=2")
+    file = mini.workdir / "round_01/sample/records.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"finish":"length"', b'"finish":"lengtH"', 1))
+    with pytest.raises(UserError, match=r"round_01/sample/records\.jsonl is corrupt"):
+        mini("evaluate.n=2")
+
+
+def test_no_pairs_end_the_run_with_the_reason(mini):
+    with pytest.raises(
+        UserError, match="round_01/pair ended with 0 records and needs 1: no prompt"
+    ):
+        mini("task.args.min_digits=4", "task.args.max_digits=4", "prompts.n=2", "evaluate.n=2")
+    assert not (mini.workdir / "round_01/pair/stage.json").exists()
+    assert json.loads((mini.workdir / "run.json").read_text())["finished"] is False
+
+
+def test_a_training_without_effect_ends_the_run(mini):
+    with pytest.raises(UserError, match="changed nothing"):
+        mini("learn.lr=0.0", "evaluate.n=2")
+    assert not (mini.workdir / "round_01/train/stage.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sample.n=0", "config.sample.n=0: it must be at least 1"),
+        ("method=verifed", "did you mean verified"),
+        ("task.name=rg:chain_sun", "did you mean rg:chain_sum"),
+        ("model=random:tinny?seed=0", "nearest: tiny"),
+        ("model=/nowhere", "does not exist"),
+        ("objective.loss=dop", "nearest: dpo"),
+        ("compute.dtype=float8", "float32 or bfloat16"),
+        ("compute.max_length=20", "shorten it or raise max_length"),
+        ("sample.top_p=1.5", "top_p 1.5 must be"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_message(mini, override, message):
+    with pytest.raises(UserError, match=message):
+        mini(override, "evaluate.n=2", "prompts.n=2")
+
+
+def test_two_runs_on_one_workdir(tmp_path):
+    """The second is refused while the first lives; a killed first one leaves no lock behind."""
+    hold = (
+        "import sys, time; from pathlib import Path; from selfevo_jax.evolve.files import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UserError, match=f"in use by another run .pid {holder.pid} on"):
+            with locked(tmp_path):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with locked(tmp_path):
+        assert f"pid {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_only_a_full_disk_becomes_a_message():
+    with pytest.raises(UserError, match="no space left.*All is safe"):
+        with disk_full_is_a_message("All is safe."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x")
+    with pytest.raises(PermissionError):
+        with disk_full_is_a_message("All is safe."):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), "/x")
+
+
+def test_a_full_disk_in_a_run_keeps_what_was_made(tmp_path, cache, monkeypatch):
+    """RLIMIT_FSIZE stands for the disk's end: the sample journal cannot grow past 40 kB."""
+    root = Path(__file__).parents[2]
+    command = [
+        *(sys.executable, "-c"),
+        "import resource, sys; from selfevo_jax.cli import main\n"
+        "limit = int(sys.argv.pop(1))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))\n"
+        "sys.exit(main())",
+    ]
+    verb = ["run", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'run'}"]
+    few = ["--config.rounds=1", "--config.evaluate.n=2", "--config.sample.n=16"]
+    monkeypatch.setenv("SELFEVO_CACHE", str(cache))
+    random_model("random:tiny?seed=0")  # larger than the limit, so made before
+    # Nor may the compile cache write under the limit, or it would keep a torn entry.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000")
+
+    def run(limit: int) -> subprocess.CompletedProcess:
+        full = [*command, str(limit), *verb, *few]
+        return subprocess.run(full, cwd=root, capture_output=True, text=True, timeout=300)
+
+    full = run(40_000)
+    assert full.returncode == 2, full.stderr
+    assert "no space left on the disk" in full.stderr and "Traceback" not in full.stderr
+    assert "inputs finished so far are safe" in full.stderr
+    journal = tmp_path / "run/round_01/sample/records.part.jsonl"
+    kept = len(journal.read_bytes().splitlines()) - 2
+    assert kept > 20
+    assert (tmp_path / "run/round_00/evaluate/stage.json").exists()
+    mended = run(1 << 40)
+    assert mended.returncode == 0, mended.stderr
+    assert "round_01/sample: goes on where it stopped" in mended.stdout
+    assert len(rows(tmp_path / "run/round_01/sample/records.jsonl")) == 24 * 16
+
+
+def judged(*marks: tuple[str, bool]) -> tuple[Prompt, list[tuple[Sample, Verdict]]]:
+    """A prompt and samples of it with these texts and verdicts."""
+    prompt = Prompt.make(task="t", messages=({"role": "user", "content": "?"},), answer="1")
+    made = []
+    for number, (text, correct) in enumerate(marks):
+        sample = Sample.make(
+            prompt_id=prompt.id, text=text, tokens=(number,), logps=(0.0,), finish="stop",
+            seed=number, policy="base",
+        )  # fmt: skip
+        verdict = Verdict.make(
+            sample_id=sample.id, score=float(correct), correct=correct, parsed=text
+        )
+        made.append((sample, verdict))
+    return prompt, made
+
+
+def test_pairs_use_each_text_once_before_any_twice():
+    prompt, samples = judged(
+        ("1", True),
+        ("1", True),
+        ("one", True),
+        ("2", False),
+        ("2", False),
+        ("3", False),
+        ("4", False),
+    )
+    texts = [(p.chosen, p.rejected) for p in right_against_wrong(prompt, samples, 9)]
+    assert texts == [("1", "2"), ("one", "3"), ("1", "4")]
+    assert len(right_against_wrong(prompt, samples, 2)) == 2
+    assert right_against_wrong(*judged(("1", True), ("2", True)), 9) == []
+
+
+def test_time_is_kept_apart_from_records(mini):
+    """Nothing that a clock decides is in the files that must be the same after a kill."""
+    mini("evaluate.n=2")
+    today = time.strftime("%Y-%m")
+    for path in mini.workdir.rglob("*.json*"):
+        if path.name not in ("timings.jsonl", "log.jsonl"):
+            assert "seconds" not in path.read_text() and today not in path.read_text(), path

@@ -1,0 +1,182 @@
+"""The command line: help that fits a screen, mistakes as one line with status 2, and its verbs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfevo_jax import cli
+
+ROOT = Path(__file__).parents[1]
+TINY = f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny"
+VERBS = ["run", "sample", "eval", "report", "data", "data show", "data check", "export", "env"]
+FEW = ["--config.rounds=1", "--config.prompts.n=24", "--config.evaluate.n=4"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFEVO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory) -> Path:
+    """The workdir of a small finished run."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    assert cli.main(["run", TINY, *FEW, f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen_and_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*verb.split(), "--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "example: selfevo" in said
+    assert len(said.splitlines()) <= 45
+
+
+def test_help_loads_no_jax():
+    code = (
+        "import sys; from selfevo_jax import cli; cli.parser().format_help(); "
+        "print([m for m in ('jax', 'numpy', 'rich', 'ml_collections') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--config=nowhere.py", "--workdir=w"], "nowhere.py does not exist"),
+        (["run", TINY, "--workdir=w", "--config.lern.lr=1"], "did you mean --config.learn.lr"),
+        (["run", TINY, "--workdir=w", "--dry-rum"], "did you mean --dry-run"),
+        (["run", TINY, "--workdir=w", "--config.rounds"], "has no value"),
+        (["run", TINY, "--workdir=w", "--config.rounds", "x"], "this setting is a int"),
+        (["report", "w"], "not the workdir of a run"),
+        (["export", "w", "--out=x"], "not the workdir of a run"),
+        (["data", "check", "w.jsonl"], "w.jsonl: cannot be read"),
+        (["sample", "--model=w", "--prompt=a"], "'w' does not exist"),
+        (["sample", "--model=w", "--prompt=a", "--dtype=int4"], "float32 or bfloat16"),
+        (["eval", "--model=w", "--tasks=rg:chain_sun", "--out=o"], "did you mean rg:chain_sum"),
+        (["env", "--all"], "unknown argument '--all'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1
+    assert message in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("selfevo_jax.evolve.launch.versions", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["env"])
+
+
+@pytest.mark.parametrize(
+    ("line", "place"), [("", "no rows"), ('{"prompt": "a"}\n{"prompt": \n', "bad.jsonl:2")]
+)
+def test_bad_data_is_named_with_its_line(tmp_path, capsys, line, place):
+    (tmp_path / "bad.jsonl").write_text(line)
+    assert cli.main(["data", "check", str(tmp_path / "bad.jsonl")]) == 2
+    assert place in capsys.readouterr().err
+
+
+def test_env_names_versions_and_devices(capsys):
+    assert cli.main(["env"]) == 0
+    said = capsys.readouterr().out
+    assert "jax: " in said and "python: 3." in said and "devices: " in said
+
+
+def test_run_writes_summary_and_report(finished, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["rounds"][1]["tasks"]["rg:chain_sum"]["n"] == 4
+    assert summary["rounds"][1]["counts"]["samples"] == 24 * 16
+    assert "<html" in (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    assert cli.main(["report", str(finished)]) == 0
+    assert (finished / "report.html").exists()
+
+
+def test_the_pairs_of_a_run_can_be_shown(finished, capsys):
+    """A pair file is a preference file of the usual kind, so the tools for data read it."""
+    pairs = str(finished / "round_01/pair/records.jsonl")
+    assert cli.main(["data", "check", pairs]) == 0
+    assert "preference pairs" in capsys.readouterr().out
+    assert cli.main(["data", "show", pairs, "--model=random:tiny?seed=0", "--limit=1"]) == 0
+    assert "<|assistant|>" in capsys.readouterr().out
+
+
+def test_sample_repeats_by_seed_and_writes_a_file(cache, tmp_path, capsys):
+    command = ["sample", "--model=random:tiny?seed=0", "--prompt=hello", "--max-new-tokens=8"]
+    command += ["--max-length=64", "--slots=2", "--n=2"]
+    said = []
+    for seed in ("1", "1", "2"):
+        assert cli.main([*command, f"--seed={seed}"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+    out = tmp_path / "out.jsonl"
+    assert cli.main([*command, "--seed=1", f"--out={out}"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["prompt/0", "prompt/1"]
+
+
+def test_eval_counts_and_goes_on(cache, finished, tmp_path, capsys):
+    command = ["eval", "--model=random:tiny?seed=0", "--tasks=rg:chain_sum", "--limit=5"]
+    command += [f"--out={tmp_path}", "--max-new-tokens=4", "--slots=4", "--max-length=256"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr()
+    assert "rg:chain_sum" in said.out and "loading" in said.err
+    assert cli.main(command) == 0
+    again = capsys.readouterr()
+    assert again.out == said.out and "loading" not in again.err
+    adapter = finished / "round_01/train/adapter"
+    assert cli.main([*command, f"--adapter={adapter}"]) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
+
+
+def test_export_merges_what_the_run_trained(finished, tmp_path, capsys):
+    """The merged model answers as base and adapter do."""
+    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
+    assert cli.main(["export", str(finished), f"--out={merged}"]) == 0
+    assert cli.main(["export", str(finished), f"--out={adapter}", "--format=peft"]) == 0
+    assert (adapter / "adapter_config.json").exists()
+    ask = ["sample", "--prompt=What is 2 + 3?", "--max-new-tokens=40"]
+    ask += ["--max-length=128", "--slots=2"]
+    capsys.readouterr()
+    said = []
+    for model in (
+        [f"--model={merged}"],
+        ["--model=random:tiny?seed=0", f"--adapter={adapter}"],
+        ["--model=random:tiny?seed=0"],
+    ):
+        assert cli.main([*ask, *model]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+    assert cli.main(["export", str(finished), f"--out={merged}"]) == 2
+    assert cli.main(["export", str(finished), "--out=x", "--policy=round_07"]) == 2
+    assert "it has: round_01" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_how_to_go_on(cache, tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "selfevo_jax.cli", "run", TINY, f"--workdir={workdir}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while not (workdir / "run.json").exists() and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "the same command goes on from here" in said and "Traceback" not in said
