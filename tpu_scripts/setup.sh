@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Installs Python, where it is missing, and the package with its TPU extra on every worker.
+# Needs the code to be there (copy.sh). May be repeated; what is installed is left alone.
+# Run as: tpu_scripts/setup.sh [--dry-run]
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+parse "$@"
+need_machine
+
+install='cd ~/selfevo && { constraints/find_python.sh >/dev/null ||
+    { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv; }; } &&
+    constraints/install.sh .venv tpu'
+retry_on_workers all "$install"
