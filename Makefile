@@ -39,12 +39,8 @@ format: install-test  ## rewrite the sources in the house format
 install:  ## make the environment and install the package
 	@$(INSTALL)
 
-# The parity tests compare us with torch, transformers, peft and TRL; they run on Python 3.11 and
-# skip, with that reason, elsewhere. PARITY=1 asks for them on any Python.
 install-test:  ## the same with what the tests need
 	@$(INSTALL) test
-	@if [ -n "$(PARITY)" ] || "$(BIN)/python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
-	then $(INSTALL) parity; fi
 
 constraints:  ## renew constraints/*.txt by real installations
 	@for version in 3.11 3.12 3.13; do \

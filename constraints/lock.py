@@ -39,12 +39,10 @@ def lock(folder: str) -> list[str]:
     venv.create(folder, with_pip=True)
     python = Path(folder) / "bin" / "python"
     install(python, "pip", "setuptools")
-    extras = EXTRAS
     if sys.version_info[:2] == TORCH_LINE:
         # First and exactly: a later release would bring gigabytes of CUDA libraries.
         install(python, f"torch=={os.environ.get('TORCH_VERSION', '2.13.0')}")
-        extras = [*EXTRAS, "parity"]
-    install(python, "--editable", f"{ROOT}[{','.join(extras)}]")
+    install(python, "--editable", f"{ROOT}[{','.join(EXTRAS)}]")
     return frozen(python)
 
 
