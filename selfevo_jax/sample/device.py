@@ -154,21 +154,6 @@ def rearrange(prompts: Cache, sources_b: jax.Array, keep_b: jax.Array) -> Cache:
     return moved.replace(layout=moved.layout.replace(segments_bt=segments_bt))
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def resize(cache: Cache, *, length: int) -> Cache:
-    """The cache with `length` slots a row: empty ones are added, or the last ones go."""
-    _traces["resize"] += 1
-
-    def fit(leaf, axis):
-        missing = length - leaf.shape[axis]
-        if missing <= 0:
-            return jax.lax.slice_in_dim(leaf, 0, length, axis=axis)
-        return jnp.pad(leaf, [(0, missing if a == axis else 0) for a in range(leaf.ndim)])
-
-    keys, values = (tuple(fit(x, 2) for x in side) for side in (cache.key_bksh, cache.value_bksh))
-    return Cache(keys, values, jax.tree.map(lambda leaf: fit(leaf, 1), cache.layout))
-
-
 def _chunk(params, adapter, cache, tokens_bt, start_b, count_b, config, compute):
     places_t = jnp.arange(tokens_bt.shape[1])
     layout = _layout(start_b[:, None] + places_t, places_t < count_b[:, None])

@@ -54,8 +54,8 @@ class Memory:
     ) -> None:
         self._network, self._chunk = network, chunk
         self._lengths = cache_lengths(max_length)
-        self._rows = self._empty(slots)
-        self._prompts = self._empty(prompts)
+        self._rows = self._empty(slots, self._lengths[0])
+        self._prompts = self._empty(prompts, self._lengths[0])
         self._known: list[tuple[int, ...]] = [()] * prompts
         self.tokens_read = 0
 
@@ -67,19 +67,21 @@ class Memory:
     @property
     def whole(self) -> bool:
         """False when a failed call has taken a cache with it."""
+        if self._rows is None or self._prompts is None:
+            return False
         return not any(x.is_deleted() for x in jax.tree.leaves((self._rows, self._prompts)))
 
     def set_length(self, length: int) -> None:
         """Makes both caches `length` long. Nothing may be decoding.
 
-        Known prompts are forgotten when the length changes: read at another length, their keys
-        and values would differ in the last bits.
+        A change empties them: read at another length, the keys and values of a known prompt
+        would differ in the last bits.
         """
         if self.length != length:
-            with self._network.on_mesh():
-                self._rows = self._placed(device.resize(self._rows, length=length))
-                self._prompts = self._placed(device.resize(self._prompts, length=length))
-            self._known = [()] * len(self._known)
+            slots, prompts = len(self._rows.layout.segments_bt), len(self._known)
+            self._rows = self._prompts = None  # let go before the new ones are made
+            self._rows, self._prompts = self._empty(slots, length), self._empty(prompts, length)
+            self._known = [()] * prompts
 
     def read(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Reads prompts into the prompt rows 0, 1, ...; their last token is left to decoding."""
@@ -175,10 +177,9 @@ class Memory:
         self._known = [()] * len(self._known)
         return keep_b
 
-    def _empty(self, rows: int) -> Cache:
+    def _empty(self, rows: int, length: int) -> Cache:
         network = self._network
-        dtype = network.compute.dtype
-        return self._placed(init_cache(network.config, rows, self._lengths[0], dtype))
+        return self._placed(init_cache(network.config, rows, length, network.compute.dtype))
 
     def _placed(self, cache: Cache) -> Cache:
         mesh = self._network.mesh

@@ -82,7 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             server.headers.append(dict(self.headers))
             server.times.append(time.monotonic())
             server.faults[fault] += 1
-        reply = json.dumps(server.reply(body)).encode()
+        whole = server.reply(body)
+        reply = json.dumps(whole).encode()
         if fault in BILLED:
             with server.lock:
                 server.lost[prompt_of(body)] += 1
@@ -90,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         if not fault:
             with server.lock:
                 server.delivered[prompt_of(body)] += 1
-                server.tokens += server.reply(body)["usage"]["total_tokens"]
+                server.tokens += whole["usage"].get("total_tokens", 0)
 
     def answer(self, fault: str, reply: bytes) -> None:
         if fault == "429":
