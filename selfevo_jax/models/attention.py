@@ -41,7 +41,7 @@ class Layout:
         return cls(positions_bt, segments_bt, jnp.zeros_like(segments_bt))
 
     def write(self, other: Layout, slots_bt: jax.Array) -> Layout:
-        """This layout with token (b, t) of `other` put at column `slots_bt[b, t]`; outside: dropped."""
+        """This layout with token (b, t) of `other` at column `slots_bt[b, t]`; outside: dropped."""
         rows_b1 = jnp.arange(slots_bt.shape[0])[:, None]
         return jax.tree.map(
             lambda mine, new: mine.at[rows_b1, slots_bt].set(new, mode="drop"), self, other

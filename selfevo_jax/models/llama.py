@@ -38,7 +38,9 @@ class RMSNorm(nn.Module):
             scale_d = 1.0 + scale_d
         wide_btd = x_btd.astype(jnp.float32)
         power_bt1 = jnp.mean(wide_btd**2, axis=-1, keepdims=True)
-        return (wide_btd * jax.lax.rsqrt(power_bt1 + self.config.norm_eps) * scale_d).astype(x_btd.dtype)
+        return (wide_btd * jax.lax.rsqrt(power_bt1 + self.config.norm_eps) * scale_d).astype(
+            x_btd.dtype
+        )
 
 
 class Projection(nn.Module):
@@ -78,7 +80,9 @@ class LoraSlice:
         # The key depends on the place alone, so a resumed step draws the same mask.
         place = sum(ord(char) * 31**i for i, char in enumerate("/".join(path[-2:]))) % 2**31
         keep = 1.0 - self._adapter.dropout
-        mask_bti = jax.random.bernoulli(jax.random.fold_in(self._dropout_key, place), keep, x_bti.shape)
+        mask_bti = jax.random.bernoulli(
+            jax.random.fold_in(self._dropout_key, place), keep, x_bti.shape
+        )
         return jnp.where(mask_bti, x_bti / keep, 0)
 
 
@@ -99,7 +103,9 @@ class Attention(nn.Module):
         key_btkh = rotate(heads("k_proj", cfg.num_kv_heads), rope)
         value_btkh = heads("v_proj", cfg.num_kv_heads)
         stored = store(key_btkh, value_btkh)
-        mixed_btnh = attend(query_btnh, *stored, mask_bts, scale=cfg.scale, softcap=cfg.attn_softcap)
+        mixed_btnh = attend(
+            query_btnh, *stored, mask_bts, scale=cfg.scale, softcap=cfg.attn_softcap
+        )
         mixed_bte = mixed_btnh.reshape(*mixed_btnh.shape[:2], -1)
         return Projection(cfg.hidden_size, name="o_proj")(mixed_bte, lora), stored
 
@@ -159,7 +165,9 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_bt, layout, adapter=None, dropout_key=None):
         cfg = self.config
-        x_btd = constrain_batch(_embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute))
+        x_btd = constrain_batch(
+            _embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute)
+        )
         masks_wbts = jnp.stack([visible(layout, layout, window) for window in _windows(cfg)])
         layers = nn.scan(
             _remat(self.compute.remat),
@@ -185,7 +193,9 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param("embedding", _KERNEL_INIT, (self.config.vocab_size, self.config.hidden_size))
+        return self.param(
+            "embedding", _KERNEL_INIT, (self.config.vocab_size, self.config.hidden_size)
+        )
 
 
 class Head(nn.Module):
@@ -240,9 +250,7 @@ def forward_cached(
     x_btd = _embed(config, params["embed_tokens"]["embedding"], tokens_bt, compute)
     keys, values = [], []
     for layer, kind in enumerate(_window_kinds(config)):
-        store = functools.partial(
-            _store, cache.key_bksh[layer], cache.value_bksh[layer], slots_bt
-        )
+        store = functools.partial(_store, cache.key_bksh[layer], cache.value_bksh[layer], slots_bt)
         lora = {} if adapter is None else _layer(adapter.params.get("layers", {}), layer)
         x_btd, (key_bksh, value_bksh) = Block(config).apply(
             {"params": _layer(params["layers"], layer)},
@@ -328,7 +336,11 @@ def _llama3_scaled(frequencies_h, scaling: Llama3RopeScaling):
 
 def _embed(config, table_vd, tokens_bt, compute):
     x_btd = table_vd[tokens_bt].astype(compute.dtype)
-    return x_btd * jnp.asarray(config.hidden_size**0.5, x_btd.dtype) if config.scale_embeddings else x_btd
+    return (
+        x_btd * jnp.asarray(config.hidden_size**0.5, x_btd.dtype)
+        if config.scale_embeddings
+        else x_btd
+    )
 
 
 def _windows(config) -> list[int]:
@@ -352,7 +364,9 @@ def _store(key_bksh, value_bksh, slots_bt, key_btkh, value_btkh):
     rows_b1 = jnp.arange(slots_bt.shape[0])[:, None]
 
     def put(cache_bksh, new_btkh):
-        return cache_bksh.at[rows_b1, :, slots_bt].set(new_btkh.astype(cache_bksh.dtype), mode="drop")
+        return cache_bksh.at[rows_b1, :, slots_bt].set(
+            new_btkh.astype(cache_bksh.dtype), mode="drop"
+        )
 
     return put(key_bksh, key_btkh), put(value_bksh, value_btkh)
 

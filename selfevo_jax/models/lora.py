@@ -76,7 +76,10 @@ def init_lora(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
     ):
         bound = width_in**-0.5
         tree[path + ("a",)] = jax.random.uniform(
-            jax.random.fold_in(key, index), (layers, width_in, lora.rank), minval=-bound, maxval=bound
+            jax.random.fold_in(key, index),
+            (layers, width_in, lora.rank),
+            minval=-bound,
+            maxval=bound,
         )
         tree[path + ("b",)] = jnp.zeros((layers, lora.rank, width_out))
     return unflatten_dict(tree)
@@ -91,5 +94,7 @@ def merge_lora(params: dict, adapter: Adapter) -> dict:
         delta_lio = adapter.scaling * jnp.einsum(
             "lir,lro->lio", lora[path + ("a",)], lora[path + ("b",)], precision="highest"
         )
-        merged[path + ("kernel",)] = (kernel_lio.astype(jnp.float32) + delta_lio).astype(kernel_lio.dtype)
+        merged[path + ("kernel",)] = (kernel_lio.astype(jnp.float32) + delta_lio).astype(
+            kernel_lio.dtype
+        )
     return unflatten_dict(merged)

@@ -16,9 +16,10 @@ def _llama(vocab, width, ffn, layers, heads, kv_heads, context, **other) -> Mode
 
 def _gemma2(width, ffn, layers, heads, kv_heads, query_width) -> ModelConfig:
     return _llama(
-        256_000, width, ffn, layers, heads, kv_heads, 8192, head_dim=256, norm_eps=1e-6, tie_embeddings=True,
-        window=4096, alternate_window=True, activation="gelu_tanh", scale_embeddings=True, norm_plus_one=True,
-        post_norms=True, attn_softcap=50.0, final_softcap=30.0, query_scale=query_width**-0.5, family="gemma2",
+        256_000, width, ffn, layers, heads, kv_heads, 8192,
+        head_dim=256, norm_eps=1e-6, tie_embeddings=True, window=4096, alternate_window=True,
+        activation="gelu_tanh", scale_embeddings=True, norm_plus_one=True, post_norms=True,
+        attn_softcap=50.0, final_softcap=30.0, query_scale=query_width**-0.5, family="gemma2",
     )  # fmt: skip
 
 
@@ -35,7 +36,9 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny": _llama(512, 64, 128, 2, 4, 2, 512, tie_embeddings=True),
     "smollm2_135m": _llama(49_152, 576, 1536, 30, 9, 3, 8192, **_SMOL),
     "smollm2_360m": _llama(49_152, 960, 2560, 32, 15, 5, 8192, **_SMOL),
-    "smollm2_1b7": _llama(49_152, 2048, 8192, 24, 32, 32, 8192, **{**_SMOL, "rope_theta": 130_000.0}),
+    "smollm2_1b7": _llama(
+        49_152, 2048, 8192, 24, 32, 32, 8192, rope_theta=130_000.0, tie_embeddings=True
+    ),
     "tinyllama_1b": _llama(32_000, 2048, 5632, 22, 32, 4, 2048),
     "llama32_1b": _llama(128_256, 2048, 8192, 16, 32, 8, 131_072, **_LLAMA32),
     "llama32_3b": _llama(128_256, 3072, 8192, 28, 24, 8, 131_072, **_LLAMA32),

@@ -50,5 +50,7 @@ def _sizes(shape: str, count: int) -> tuple[int, ...]:
     if -1 in sizes and count % known == 0:
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
-        raise UserError(f"mesh {shape!r} does not fit {count} devices: choose sizes whose product is {count}")
+        raise UserError(
+            f"mesh {shape!r} does not fit {count} devices: choose sizes whose product is {count}"
+        )
     return tuple(sizes)

@@ -31,7 +31,9 @@ RULES: tuple[tuple[str, P], ...] = (
 
 def path_name(path: tuple[Any, ...]) -> str:
     """A tree path as `layers/attn/q_proj/kernel`."""
-    return "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    )
 
 
 def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -39,7 +41,12 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
     if len(spec) > len(shape):
         return P()
-    return P(*(axis if _divides(axis, size, mesh) else None for axis, size in zip(spec, shape, strict=False)))
+    return P(
+        *(
+            axis if _divides(axis, size, mesh) else None
+            for axis, size in zip(spec, shape, strict=False)
+        )
+    )
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -106,7 +106,7 @@ def read_chunk(
     return cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "compute", "top"), donate_argnames="cache")
 def score_chunk(
     params: dict,
     adapter: Adapter | None,
@@ -118,13 +118,19 @@ def score_chunk(
     *,
     config: ModelConfig,
     compute: Compute,
-) -> tuple[Cache, jax.Array]:
-    """`read_chunk`, and the log-probability [b, t] of each target token after its token."""
+    top: int,
+) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
+    """`read_chunk`, and the log-probability [b, t] of each target token after its token.
+
+    With the `top` likeliest tokens in its place: ids and log-probabilities [b, t, top].
+    """
     _traces["score_chunk"] += 1
     hidden_btd, cache = _chunk(params, adapter, cache, tokens_bt, start_b, count_b, config, compute)
     scores_btv = logits(config, params, hidden_btd)
     chosen_bt = jnp.take_along_axis(scores_btv, targets_bt[..., None], -1)[..., 0]
-    return cache, chosen_bt - jax.nn.logsumexp(scores_btv, axis=-1)
+    total_bt = jax.nn.logsumexp(scores_btv, axis=-1)
+    best_btk, ids_btk = jax.lax.top_k(scores_btv, min(top, scores_btv.shape[-1]))
+    return cache, chosen_bt - total_bt, ids_btk, best_btk - total_bt[..., None]
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

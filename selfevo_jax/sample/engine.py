@@ -8,7 +8,7 @@ select.py   the next token                      stops.py    stop strings
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import jax
@@ -19,10 +19,10 @@ from selfevo_jax.models.llama import unstack_layers
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
-from selfevo_jax.sample.memory import Memory, Network, cache_lengths
+from selfevo_jax.sample.memory import Memory, Network, TextScore, cache_lengths
 from selfevo_jax.sample.protocol import Completion, Request, Score, ScoreRequest
 from selfevo_jax.sample.queue import Queue
-from selfevo_jax.sample.session import Session
+from selfevo_jax.sample.session import Progress, Session
 from selfevo_jax.text.render import TokenExample, render_example
 from selfevo_jax.text.tokenizer import Tokenizer
 
@@ -63,6 +63,7 @@ class JaxGenerator:
             adapter = _on_mesh(adapter, mesh)
         self._network = Network(config, _ready_params(params, compute), adapter, compute, mesh)
         self._spare: list[Memory] = []
+        self._scoring: Memory | None = None  # of `score_tokens`, made at its first call
         self._prompt_tokens_read = 0
 
     @property
@@ -70,11 +71,34 @@ class JaxGenerator:
         """How many prompt tokens were computed so far, all calls together."""
         return self._prompt_tokens_read
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._max_length
+
+    @property
+    def prompt_rows(self) -> int:
+        """How many prompts are read, or texts scored, together."""
+        return self._prompt_rows
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """One completion for every request, in order of finishing.
 
         `requests` is read a little ahead of the decoding, never as a whole. Raises `UserError`
         naming the request when its prompt does not fit.
+        """
+        for step in self.stream(requests):
+            yield from (news.completion for news in step if news.completion is not None)
+
+    def stream(
+        self,
+        requests: Iterable[Request],
+        cancelled: Callable[[Request], bool] = lambda request: False,
+    ) -> Iterator[list[Progress]]:
+        """`generate`, step by step: what each call of the device brought, for a server.
+
+        `requests` may have more after it ended once. A request for which `cancelled` is true
+        gets no completion; its row is free at the next step.
         """
         window = 4 * max(self._slots, self._prompt_rows)
         lengths = cache_lengths(self._max_length)
@@ -86,6 +110,7 @@ class JaxGenerator:
             session = Session(
                 memory, queue, self._tokenizer,
                 slots=self._slots, prompts=self._prompt_rows, steps=self._steps,
+                cancelled=cancelled,
             )  # fmt: skip
             yield from session.run()
         finally:
@@ -104,19 +129,32 @@ class JaxGenerator:
         finally:
             self._give_back(memory)
 
+    def score_tokens(
+        self, texts: Sequence[tuple[int, ...]], starts: Sequence[int], top: int = 0
+    ) -> list[TextScore]:
+        """Scores of `texts[i]` from token `starts[i]` >= 1 on, with the `top` likeliest tokens.
+
+        At most `prompt_rows` texts of at most `max_length` tokens; while `stream` runs, too.
+        """
+        rows = self._prompt_rows  # also as decoding rows, of which it needs none
+        if self._scoring is None or not self._scoring.whole:
+            self._scoring = Memory(self._network, rows, rows, self._max_length, self._chunk)
+        return self._scoring.score(texts, starts, top)
+
     def _rendered(self, request: ScoreRequest) -> TokenExample:
         return render_example(
-            self._tokenizer, request.id, request.messages, [request.completion], self._max_length
-        )
+            self._tokenizer, request.id, request.messages, [request.completion],
+            self._max_length, request.end,
+        )  # fmt: skip
 
     def _score(self, memory: Memory, examples: list[TokenExample]) -> list[Score]:
         prompts = [example.prompt.tokens.tolist() for example in examples]
         answers = [example.completions[0].tokens.tolist() for example in examples]
         texts = [tuple(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        logps = memory.score(texts, [len(prompt) for prompt in prompts])
+        scores = memory.score(texts, [len(prompt) for prompt in prompts])
         return [
-            Score(example.id, tuple(values), tuple(answer))
-            for example, values, answer in zip(examples, logps, answers, strict=True)
+            Score(example.id, found.logps, tuple(answer))
+            for example, found, answer in zip(examples, scores, answers, strict=True)
         ]
 
     def _take_memory(self) -> Memory:

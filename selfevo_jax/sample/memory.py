@@ -46,6 +46,14 @@ class Network:
         return {"config": self.config, "compute": self.compute}
 
 
+@dataclass(frozen=True)
+class TextScore:
+    """`logps[i]` of a text's scored token i; `top[i]`: the likeliest (token, logp) in its place."""
+
+    logps: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+
 class Memory:
     """Caches for `slots` decoding rows and `prompts` prompts of up to `max_length` tokens."""
 
@@ -89,12 +97,14 @@ class Memory:
         for start_b, count_b, tokens_bt in self._chunks(texts, [len(text) for text in texts]):
             self._read_chunk(start_b, count_b, tokens_bt)
 
-    def score(self, texts: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[list[float]]:
+    def score(
+        self, texts: Sequence[tuple[int, ...]], starts: Sequence[int], top: int = 0
+    ) -> list[TextScore]:
         """Log-probabilities of tokens `text[start:]` of every text, start >= 1.
 
-        Nothing is being decoded meanwhile.
+        With the `top` likeliest tokens in each place. Nothing is being decoded meanwhile.
         """
-        found: list[list[float]] = [[] for _ in texts]
+        found: list[tuple[list[float], list]] = [([], []) for _ in texts]
         read = [text[:-1] for text in texts]
         longest = max(map(len, texts))
         self.set_length(next(size for size in self._lengths if size >= longest))
@@ -103,10 +113,15 @@ class Memory:
             if all(first >= count_b[row] for row, first in enumerate(first_b)):
                 self._read_chunk(start_b, count_b, tokens_bt)
                 continue
-            logps_bt = self._score_chunk(texts, start_b, count_b, tokens_bt)
+            logps_bt, *best = self._score_chunk(texts, start_b, count_b, tokens_bt, top)
             for row, first in enumerate(first_b):
-                found[row] += logps_bt[row, first : count_b[row]].tolist()
-        return found
+                places = row, slice(first, count_b[row])
+                found[row][0].extend(logps_bt[places].tolist())
+                ids, values = (array[places].tolist() for array in best)
+                found[row][1].extend(
+                    tuple(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)
+                )
+        return [TextScore(tuple(logps), tuple(best)) for logps, best in found]
 
     def place(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
         """Copies prompt row `prompts[i]` to decoding row `rows[i]`."""
@@ -133,17 +148,17 @@ class Memory:
                 tokens_bt, start_b, count_b, **self._network.shared(),
             )  # fmt: skip
 
-    def _score_chunk(self, texts, start_b, count_b, tokens_bt) -> np.ndarray:
+    def _score_chunk(self, texts, start_b, count_b, tokens_bt, top) -> list[np.ndarray]:
         targets_bt = np.zeros_like(tokens_bt)
         for row, text in enumerate(texts):
             targets = text[start_b[row] + 1 : start_b[row] + count_b[row] + 1]
             targets_bt[row, : len(targets)] = targets
         with self._network.on_mesh():
-            self._prompts, logps_bt = device.score_chunk(
+            self._prompts, *found = device.score_chunk(
                 self._network.params, self._network.adapter, self._prompts,
-                tokens_bt, start_b, count_b, targets_bt, **self._network.shared(),
+                tokens_bt, start_b, count_b, targets_bt, top=top, **self._network.shared(),
             )  # fmt: skip
-        return np.asarray(logps_bt)
+        return jax.device_get(found)
 
     def _chunks(self, texts, reusable):
         """Yields (start [b], count [b], tokens [b, t]) until all texts are in the prompt rows.

@@ -55,13 +55,17 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to sample. `prefix` is text the assistant's answer starts with."""
+    """One completion to sample. `prefix` is text the assistant's answer starts with.
+
+    `tokens`, when given, is the whole prompt as ids; `messages` and `prefix` are then not read.
+    """
 
     id: str
     messages: Messages
     sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     prefix: str = ""
+    tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -88,16 +92,21 @@ class Completion:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A given completion whose log-probability is wanted."""
+    """A given completion whose log-probability is wanted, with its end of turn if `end`.
+
+    `messages` as in `Request`. Requests that differ in their completion only should follow each
+    other: engines then read the prompt once.
+    """
 
     id: str
-    messages: Messages
+    messages: Messages | str
     completion: str
+    end: bool = True
 
 
 @dataclass(frozen=True)
 class Score:
-    """`logps[i]`: log-probability of `tokens[i]`, the rendered completion with its end of turn."""
+    """`logps[i]`: log-probability of `tokens[i]`, the rendered completion as it was asked for."""
 
     id: str
     logps: tuple[float, ...]

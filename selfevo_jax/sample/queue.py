@@ -39,7 +39,10 @@ class Group:
 
 
 class Queue:
-    """Waiting jobs by prompt, in order of first arrival; at most `window` at a time."""
+    """Waiting jobs by prompt, in order of first arrival; at most `window` at a time.
+
+    `requests` may end and have more later (a server's does): it is asked again at every look.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Queue:
         self._lengths = lengths
         self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
         self._waiting = 0
+        self._passed = 0  # jobs taken before the one that waits longest
         self._last: tuple[tuple[object, str], list[int]] | None = None
 
     def next_length(self) -> int | None:
@@ -64,13 +68,23 @@ class Queue:
         return next((group.length for group in self._groups.values()), None)
 
     def take(self, count: int, length: int) -> list[Group]:
-        """Up to `count` prompts of this length with their jobs, as the window has them."""
+        """Up to `count` prompts of this length with their jobs, as the window has them.
+
+        None when the job that waits longest has another length and `window` jobs were taken
+        before it: its turn comes when what is being decoded is through.
+        """
+        oldest = next(iter(self._groups.values()), None)
+        if oldest is not None and oldest.length != length and self._passed >= self._window:
+            return []
         while self._count(length) < count and self._waiting < self._window and self._read():
             pass
         self._read_same_prompts()
         keys = [key for key in self._groups if key[0] == length][:count]
         taken = [self._groups.pop(key) for key in keys]
-        self._waiting -= sum(len(group.jobs) for group in taken)
+        count = sum(len(group.jobs) for group in taken)
+        self._waiting -= count
+        first = next(iter(self._groups.values()), None)
+        self._passed = self._passed + count if first is oldest and oldest is not None else 0
         return taken
 
     def _count(self, length: int) -> int:
@@ -114,6 +128,8 @@ class Queue:
 
     def _render(self, request: Request) -> list[int]:
         """The prompt's tokens; samples of one prompt usually follow each other."""
+        if request.tokens is not None:
+            return list(request.tokens)
         key = (request.messages, request.prefix)
         if self._last is None or self._last[0] != key:
             self._last = (key, render_prompt(self._tokenizer, request.messages, request.prefix))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from selfevo_jax.sample.device import Rows
 from selfevo_jax.sample.memory import Memory
-from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, Completion
+from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, Completion, Request
 from selfevo_jax.sample.queue import Job, Queue
 from selfevo_jax.sample.select import Rules
 from selfevo_jax.sample.stops import cut_at_stop
@@ -26,6 +26,15 @@ class Answer:
     logps: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What one call of the device brought a request: its newest tokens, or the whole answer."""
+
+    request: Request
+    fresh: tuple[int, ...]
+    completion: Completion | None
+
+
 class Session:
     """Continuous batching: a row whose answer ends is given the next job before the next call."""
 
@@ -38,19 +47,20 @@ class Session:
         slots: int,
         prompts: int,
         steps: int,
+        cancelled: Callable[[Request], bool],
     ) -> None:
         self._memory, self._queue, self._tokenizer = memory, queue, tokenizer
-        self._prompts, self._steps = prompts, steps
+        self._prompts, self._steps, self._cancelled = prompts, steps, cancelled
         self._answers: list[Answer | None] = [None] * slots
         self._rows = _idle_rows(slots)
         self._ready: deque[tuple[int, Job]] = deque()  # (prompt row, job), read and waiting
 
-    def run(self) -> Iterator[Completion]:
-        """Every completion as it finishes."""
+    def run(self) -> Iterator[list[Progress]]:
+        """What every call of the device brought, until no request is left."""
         while (length := self._queue.next_length()) is not None:
             self._memory.set_length(length)
             while self._fill(length):
-                yield from self._decode()
+                yield self._decode()
 
     def _fill(self, length: int) -> bool:
         """Gives every free row a job; whether any row has one."""
@@ -82,24 +92,31 @@ class Session:
         rows.rules.top_k_b[row] = min(sampling.top_k, 2**31 - 1)
         rows.rules.top_p_b[row], rows.rules.min_p_b[row] = sampling.top_p, sampling.min_p
 
-    def _decode(self) -> list[Completion]:
-        """One call for all rows; the answers that ended in it."""
+    def _decode(self) -> list[Progress]:
+        """One call for all rows; a row whose answer ended or was cancelled is free again."""
         tokens_bn, logps_bn, live_b = self._memory.decode(self._rows, self._steps)
-        done = []
+        news = []
         for row, answer in enumerate(self._answers):
             if answer is None:
+                continue
+            request = answer.job.request
+            if self._cancelled(request):
+                self._free(row)
                 continue
             fresh = int((tokens_bn[row] >= 0).sum())
             answer.tokens += tokens_bn[row, :fresh].tolist()
             answer.logps += logps_bn[row, :fresh].tolist()
             completion = self._finished(answer, fresh, bool(live_b[row]))
+            news.append(Progress(request, tuple(answer.tokens[-fresh:]), completion))
             if completion is None:
                 self._go_on(row, answer)
             else:
-                done.append(completion)
-                self._answers[row] = None
-                self._rows.live_b[row] = False
-        return done
+                self._free(row)
+        return news
+
+    def _free(self, row: int) -> None:
+        self._answers[row] = None
+        self._rows.live_b[row] = False
 
     def _go_on(self, row: int, answer: Answer) -> None:
         self._rows.token_b[row] = answer.tokens[-1]

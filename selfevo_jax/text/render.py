@@ -40,39 +40,49 @@ class TokenExample:
 
 
 def render_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], prefix: str = ""
+    tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str = ""
 ) -> list[int]:
-    """Ids of the conversation up to where the assistant writes; `prefix` begins its answer."""
+    """Ids of the conversation up to where the assistant writes; `prefix` begins its answer.
+
+    One string in place of messages is a text as it is: no template, and markup in it is text.
+    """
     sealed = _sealed_prompt(tokenizer, messages) + prefix
-    return _lead(tokenizer) + tokenizer.encode_sealed(sealed)
+    return _lead(tokenizer, messages) + tokenizer.encode_sealed(sealed)
 
 
-def prompt_text(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str = "") -> str:
+def prompt_text(
+    tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str = ""
+) -> str:
     """The same for people to read, control tokens in printed form."""
-    lead = tokenizer.decode(_lead(tokenizer), skip_special=False)
+    lead = tokenizer.decode(_lead(tokenizer, messages), skip_special=False)
     return lead + tokenizer.guard.unseal(_sealed_prompt(tokenizer, messages) + prefix)
 
 
 def render_example(
     tokenizer: Tokenizer,
     id: str,
-    messages: Sequence[Message],
+    messages: Sequence[Message] | str,
     completions: Sequence[str],
     max_length: int,
+    end: bool = True,
 ) -> TokenExample:
     """The prompt, and each completion with its end-of-turn token; all of a completion is loss.
 
+    `messages` as in `render_prompt`; without `end` a completion is its text alone.
     Raises UserError naming the record when prompt + completion is longer than max_length tokens,
     when there is no completion, or when one leaves no token to learn.
     """
     if isinstance(completions, str) or not completions:
         raise UserError(f"record {id}: it has no completions; give a list of at least one text")
-    check_messages(messages, f"record {id}")
-    sealed, lead = _sealed_prompt(tokenizer, messages), _lead(tokenizer)
+    if not isinstance(messages, str):
+        check_messages(messages, f"record {id}")
+    sealed, lead = _sealed_prompt(tokenizer, messages), _lead(tokenizer, messages)
     prompt = tokenizer.encode_sealed(sealed)
     spans = []
     for completion in completions:
-        more, ended = _sealed_completion(tokenizer, id, messages, completion, sealed)
+        more, ended = (completion, True)
+        if end:
+            more, ended = _sealed_completion(tokenizer, id, messages, completion, sealed)
         ids = _continue(tokenizer, sealed, prompt, more)
         ids += [] if ended else tokenizer.eos_ids[:1]
         _check_targets(id, len(ids))
@@ -97,7 +107,7 @@ def render_conversation(
         more = _continue(tokenizer, text, ids, piece) if text else tokenizer.encode_sealed(piece)
         text, ids = text + piece, ids + more
         loss += [learned] * len(more)
-    lead = _lead(tokenizer)
+    lead = _lead(tokenizer, messages)
     tail = list(tokenizer.eos_ids[:1]) if tokenizer.chat is None else []
     ids, loss = lead + ids + tail, [False] * len(lead) + loss + [True] * len(tail)
     _check_targets(id, sum(loss))
@@ -169,32 +179,37 @@ def _filled(messages: Sequence[Message], fields: Mapping[str, str]) -> tuple[dic
     )
 
 
-def _sealed_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+def _sealed_prompt(tokenizer: Tokenizer, messages: Sequence[Message] | str) -> str:
+    if isinstance(messages, str):
+        return messages
     if tokenizer.chat is None:
         check_messages(messages)
         return "\n".join(message["content"] for message in messages)
     return _sealed(tokenizer, messages, add_generation_prompt=True)
 
 
-def _lead(tokenizer: Tokenizer) -> list[int]:
+def _lead(tokenizer: Tokenizer, messages: Sequence[Message] | str) -> list[int]:
     """The bos that plain text begins with; a template writes its own."""
-    return [tokenizer.bos_id] if tokenizer.chat is None and tokenizer.add_bos else []
+    plain = tokenizer.chat is None or isinstance(messages, str)
+    return [tokenizer.bos_id] if plain and tokenizer.add_bos else []
 
 
-def _sealed(
-    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool
-) -> str:
+def _sealed(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     safe = [{**m, "content": tokenizer.guard.disarm(m["content"])} for m in messages]
     return tokenizer.guard.seal_rendered(tokenizer.chat.render(safe, add_generation_prompt))
 
 
 def _sealed_completion(
-    tokenizer: Tokenizer, id: str, messages: Sequence[Message], completion: str, prompt: str
+    tokenizer: Tokenizer,
+    id: str,
+    messages: Sequence[Message] | str,
+    completion: str,
+    prompt: str,
 ) -> tuple[str, bool]:
     """What follows the sealed prompt, through the end-of-turn token; and whether there is one."""
     if not isinstance(completion, str):
         raise UserError(f"record {id}: a completion is not a text; give strings")
-    if tokenizer.chat is None:
+    if tokenizer.chat is None or isinstance(messages, str):
         return completion, False
     marks = _Marks()
     turn = {"role": "assistant", "content": marks.around(completion)}
@@ -217,9 +232,7 @@ def _turn_end(tokenizer: Tokenizer, sealed: str, stop: int) -> tuple[int, bool]:
     return (stop + match.end(), True) if match else (stop, False)
 
 
-def _pieces(
-    tokenizer: Tokenizer, id: str, messages: Sequence[Message]
-) -> list[tuple[str, bool]]:
+def _pieces(tokenizer: Tokenizer, id: str, messages: Sequence[Message]) -> list[tuple[str, bool]]:
     """The sealed conversation in order, cut into what is learned and what is not."""
     answers = [m["role"] == "assistant" for m in messages]
     if tokenizer.chat is None:

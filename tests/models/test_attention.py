@@ -19,7 +19,9 @@ def params():
 
 def row(*triples) -> Layout:
     """A one-row layout from (segment, branch, position) triples."""
-    segments, branches, positions = (jnp.array([list(column)]) for column in zip(*triples, strict=True))
+    segments, branches, positions = (
+        jnp.array([list(column)]) for column in zip(*triples, strict=True)
+    )
     return Layout(positions, segments, branches)
 
 

@@ -49,7 +49,9 @@ def test_cached_decoding_equals_one_pass(family):
     slots_bt = jnp.broadcast_to(jnp.arange(40), (2, 40))
     cache = init_cache(config, rows=2, slots=64)
     step = jax.jit(
-        lambda tokens, layout, cache, slots: forward_cached(config, params, tokens, layout, cache, slots)
+        lambda tokens, layout, cache, slots: forward_cached(
+            config, params, tokens, layout, cache, slots
+        )
     )
     pieces = []
     for start, stop in [(0, 30), *((i, i + 1) for i in range(30, 40))]:
@@ -71,7 +73,9 @@ def test_rematerialisation_keeps_values_and_gradients(family):
     plain = jax.value_and_grad(loss)(family.params, "none")
     for remat in ("dots", "full"):
         again = jax.value_and_grad(loss)(family.params, remat)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), plain, again)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), plain, again
+        )
 
 
 def test_bfloat16_stays_near_float32(family):

@@ -25,7 +25,10 @@ def noisy(tree):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(7), len(leaves))
     return structure.unflatten(
-        [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+        [
+            leaf + 0.1 * jax.random.normal(k, leaf.shape)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ]
     )
 
 

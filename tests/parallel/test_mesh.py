@@ -30,9 +30,13 @@ def test_a_wrong_mesh_is_refused(shape):
 
 def test_kernels_are_split_both_ways(mesh_4x2):
     assert spec_for("layers/attn/q_proj/kernel", (2, 64, 64), mesh_4x2) == P(None, "fsdp", "tensor")
-    assert spec_for("layers/mlp/down_proj/kernel", (2, 128, 64), mesh_4x2) == P(None, "tensor", "fsdp")
+    assert spec_for("layers/mlp/down_proj/kernel", (2, 128, 64), mesh_4x2) == P(
+        None, "tensor", "fsdp"
+    )
     assert spec_for("layers/mlp/down_proj/a", (2, 128, 4), mesh_4x2) == P(None, "tensor", None)
-    assert spec_for("opt/0/mu/layers/attn/q_proj/b", (2, 4, 64), mesh_4x2) == P(None, None, "tensor")
+    assert spec_for("opt/0/mu/layers/attn/q_proj/b", (2, 4, 64), mesh_4x2) == P(
+        None, None, "tensor"
+    )
 
 
 def test_an_axis_that_does_not_divide_is_left_whole(mesh_4x2):
@@ -42,7 +46,12 @@ def test_an_axis_that_does_not_divide_is_left_whole(mesh_4x2):
 def test_every_big_leaf_has_a_rule():
     mesh = make_mesh()
     config = preset("gemma2_2b")
-    trees = [abstract_params(config), jax.eval_shape(lambda: init_lora(config, LoraConfig(), jax.random.key(0)))]
+    trees = [
+        abstract_params(config),
+        jax.eval_shape(lambda: init_lora(config, LoraConfig(), jax.random.key(0))),
+    ]
     for tree in trees:
-        for leaf, place in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True):
+        for leaf, place in zip(
+            jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True
+        ):
             assert leaf.ndim == 1 or leaf.size < 1e6 or any(place.spec)

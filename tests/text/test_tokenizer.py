@@ -24,7 +24,6 @@ ODD = [
 ]  # fmt: skip
 
 
-
 def test_ids_equal_transformers_on_400_real_texts(smollm, reference, texts):
     differ = [t for t in texts if smollm.encode(t) != reference.encode(t, add_special_tokens=False)]
     assert differ == []
