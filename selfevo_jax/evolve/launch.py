@@ -34,9 +34,16 @@ COUNTS = ("rounds", "prompts.n", "sample.n", "pair.per_prompt", "evaluate.n", "c
 
 
 def launch(
-    config: FrozenConfigDict, workdir: Path, progress: Progress, *, dry_run: bool = False
+    config: FrozenConfigDict,
+    workdir: Path,
+    progress: Progress,
+    *,
+    command: str,
+    dry_run: bool = False,
 ) -> None:
     """Runs `config` in `workdir`, going on from whatever is there; `dry_run` stops at the plan.
+
+    `command` is what a person would type to get this run again; it is kept in `run.json`.
 
     Raises: UserError for a mistake in the configuration, a workdir in use, a full disk, or a stage
     that gave less than it must.
@@ -55,7 +62,7 @@ def launch(
         _tell_changes(config, workdir, progress)
         plan = show_plan(config, workdir, task, backend, progress)
         if not dry_run:
-            _execute(config, workdir, task, backend, progress, plan)
+            _execute(config, workdir, task, backend, progress, plan, command)
 
 
 def check_config(config: FrozenConfigDict) -> None:
@@ -100,14 +107,20 @@ def _execute(
     backend: JaxBackend,
     progress: Progress,
     plan: Run,
+    command: str,
 ) -> None:
     write_json(workdir / "config.json", plain(config))
     _set_aside_others(workdir, {step.stage for step in plan.plan}, progress)
-    run = Run(config, workdir, task, backend, progress)
     about = describe(config, backend) | {"plan": [step.kept() for step in plan.plan]}
-    write_json(workdir / "run.json", about | lineage(run) | {"finished": False})
+    about["command"] = command
+
+    def remember(run: Run, finished: bool = False) -> None:
+        write_json(workdir / "run.json", about | lineage(run) | {"finished": finished})
+
+    run = Run(config, workdir, task, backend, progress, remember=remember)
+    remember(run)
     method(config.method)(run)
-    write_json(workdir / "run.json", about | lineage(run) | {"finished": True})
+    remember(run, finished=True)
 
 
 def _set_aside_others(workdir: Path, planned: set[str], progress: Progress) -> None:
@@ -128,6 +141,7 @@ def describe(config: FrozenConfigDict, backend: JaxBackend) -> dict[str, Any]:
         "model": config.model,
         "model_hash": backend.model.files.hash,
         "tokenizer_hash": backend.model.tokenizer.hash,
+        "template_hash": chat.hash if (chat := backend.model.tokenizer.chat) else None,
         "task": config.task.name,
         "seed": config.seed,
         "rounds": config.rounds,

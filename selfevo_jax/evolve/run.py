@@ -54,7 +54,10 @@ class Records(Generic[R]):
 
 
 class Run:
-    """One run of a method in a workdir. `planning` makes every call only note what it would do."""
+    """One run of a method in a workdir. `planning` makes every call only note what it would do.
+
+    `remember` is called with the run whenever it has a new policy.
+    """
 
     def __init__(
         self,
@@ -65,9 +68,11 @@ class Run:
         progress: Progress,
         *,
         planning: bool = False,
+        remember: Callable[["Run"], None] = lambda run: None,
     ) -> None:
         self.config, self.workdir, self.task = config, workdir, task
         self.backend, self.progress, self.planning = backend, progress, planning
+        self._remember = remember
         self.round = 0
         self.plan: list[Step] = []
         self.policies: list[Policy] = []
@@ -314,6 +319,7 @@ class Run:
 
     def _keep(self, policy: Policy) -> Policy:
         self.policies.append(policy)
+        self._remember(self)
         return policy
 
 

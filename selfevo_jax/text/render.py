@@ -50,9 +50,7 @@ def render_prompt(
     return _lead(tokenizer, messages) + tokenizer.encode_sealed(sealed)
 
 
-def prompt_text(
-    tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str = ""
-) -> str:
+def prompt_text(tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str = "") -> str:
     """The same for people to read, control tokens in printed form."""
     lead = tokenizer.decode(_lead(tokenizer, messages), skip_special=False)
     return lead + tokenizer.guard.unseal(_sealed_prompt(tokenizer, messages) + prefix)

@@ -26,7 +26,7 @@ class Mini:
         said = io.StringIO()
         progress = Progress(Console(file=said, width=200))
         config = load_config(f"{QUICKSTART}:tiny", [*SMALL, *overrides])
-        launch(config, self.workdir, progress, dry_run=dry_run)
+        launch(config, self.workdir, progress, command="a test", dry_run=dry_run)
         return said.getvalue()
 
 
