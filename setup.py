@@ -41,6 +41,7 @@ BASE = [
     "reasoning-gym>=0.1.25,<0.2",
     "rich>=14,<16",
     "scipy>=1.14,<2",
+    "sympy>=1.12,<2",
 ]
 
 SERVE = [
