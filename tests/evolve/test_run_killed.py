@@ -43,9 +43,9 @@ def start(workdir: Path, environment, *more: str) -> subprocess.Popen:
 
 
 def content(workdir: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when a run was killed."""
+    """Every file that must not depend on when a run was killed, nor on the workdir's name."""
     return {
-        str(path.relative_to(workdir)): path.read_bytes()
+        str(path.relative_to(workdir)): path.read_bytes().replace(str(workdir).encode(), b"WORKDIR")
         for path in sorted(workdir.rglob("*"))
         if path.is_file() and path.name not in TIMES and "reference" not in path.parts
     }
