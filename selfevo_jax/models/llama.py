@@ -17,9 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, visible
+from selfevo_jax.models import splash
+from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, masks, visible
 from selfevo_jax.models.config import Compute, LinearRopeScaling, Llama3RopeScaling, ModelConfig
+from selfevo_jax.models.quantize import Quantized, apply_quantized
 from selfevo_jax.parallel.mesh import constrain_batch
+from selfevo_jax.parallel.rules import gathered
 
 _ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 _KERNEL_INIT = nn.initializers.normal(0.02)
@@ -51,11 +54,17 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x_bti: jax.Array, lora: LoraSlice) -> jax.Array:
-        kernel_io = self.param("kernel", _KERNEL_INIT, (x_bti.shape[-1], self.features))
-        y_bto = x_bti @ kernel_io.astype(x_bti.dtype)
+        y_bto = self._product(x_bti)
         if self.use_bias:
             y_bto += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y_bto.dtype)
         return y_bto + lora.delta(x_bti, self.path) if lora.has(self.path) else y_bto
+
+    def _product(self, x_bti: jax.Array) -> jax.Array:
+        # `self.param` compares shapes, and a quantised kernel has others.
+        if isinstance(self.get_variable("params", "kernel"), Quantized):
+            return apply_quantized(x_bti, self.get_variable("params", "kernel"))
+        kernel_io = self.param("kernel", _KERNEL_INIT, (x_bti.shape[-1], self.features))
+        return x_bti @ kernel_io.astype(x_bti.dtype)
 
 
 class LoraSlice:
@@ -74,6 +83,8 @@ class LoraSlice:
         if self._adapter.dropout and self._dropout_key is not None:
             x_bti = self._drop(x_bti, path)
         low_btr = x_bti @ pair["a"].astype(x_bti.dtype)
+        if self._adapter.mask_br is not None:
+            low_btr = jnp.where(self._adapter.mask_br[:, None], low_btr, 0)
         return self._adapter.scaling * (low_btr @ pair["b"].astype(x_bti.dtype))
 
     def _drop(self, x_bti: jax.Array, path: tuple[str, ...]) -> jax.Array:
@@ -103,9 +114,7 @@ class Attention(nn.Module):
         key_btkh = rotate(heads("k_proj", cfg.num_kv_heads), rope)
         value_btkh = heads("v_proj", cfg.num_kv_heads)
         stored = store(key_btkh, value_btkh)
-        mixed_btnh = attend(
-            query_btnh, *stored, mask_bts, scale=cfg.scale, softcap=cfg.attn_softcap
-        )
+        mixed_btnh = _weigh(cfg, query_btnh, *stored, mask_bts)
         mixed_bte = mixed_btnh.reshape(*mixed_btnh.shape[:2], -1)
         return Projection(cfg.hidden_size, name="o_proj")(mixed_bte, lora), stored
 
@@ -168,7 +177,7 @@ class Decoder(nn.Module):
         x_btd = constrain_batch(
             _embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute)
         )
-        masks_wbts = jnp.stack([visible(layout, layout, window) for window in _windows(cfg)])
+        masks_wbts = jnp.stack([_mask(layout, window) for window in _windows(cfg)])
         layers = nn.scan(
             _remat(self.compute.remat),
             variable_axes={"params": 0},
@@ -177,6 +186,7 @@ class Decoder(nn.Module):
             length=cfg.num_layers,
         )(cfg, name="layers")
         lora = {} if adapter is None else adapter.params.get("layers", {})
+        lora = gathered(jax.tree.map(lambda leaf: leaf.astype(self.compute.dtype), lora))
         per_layer = (lora, jnp.arange(cfg.num_layers), jnp.array(_window_kinds(cfg)))
         settings = None if adapter is None else adapter.replace(params={})
         rope = rope_angles(cfg, layout.positions_bt)
@@ -353,6 +363,24 @@ def _windows(config) -> list[int]:
 def _window_kinds(config) -> list[int]:
     """For every layer, the index of its window in `_windows`."""
     return [layer % 2 if config.alternate_window else 0 for layer in range(config.num_layers)]
+
+
+def _mask(layout: Layout, window: int) -> jax.Array:
+    """Who sees whom within rows, in the form that `_weigh` wants."""
+    length = layout.segments_bt.shape[1]
+    if splash.serves(length, length):
+        return visible(layout, layout, window)
+    return masks(layout, window)
+
+
+def _weigh(config, query_btnh, key_bksh, value_bksh, mask):
+    """Attention as this platform does it best; `mask` is [b, t, s] or banded (`_mask`)."""
+    options = {"scale": config.scale, "softcap": config.attn_softcap}
+    if splash.serves(query_btnh.shape[1], key_bksh.shape[2]):
+        return splash.attend(query_btnh, key_bksh, value_bksh, mask, **options)
+    # Weights over keys are made again in the backward pass: they are what takes most room.
+    weigh = jax.checkpoint(functools.partial(attend, **options), prevent_cse=False)
+    return weigh(query_btnh, key_bksh, value_bksh, mask)
 
 
 def _heads_first(key_btkh, value_btkh):

@@ -8,16 +8,19 @@ reference model, so no second copy of the base is ever needed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.llama import abstract_params
+from selfevo_jax.models.quantize import refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,30 @@ class LoraConfig:
 
 @flax.struct.dataclass
 class Adapter:
-    """A LoRA tree with what is needed to apply it."""
+    """A LoRA tree with what is needed to apply it.
+
+    `mask_br`, when given, says which of the r columns act in which row of the batch.
+    """
 
     params: dict
     scaling: float = flax.struct.field(pytree_node=False)
     dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+    mask_br: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class AdapterStack:
+    """Several adapters side by side: one LoRA tree whose columns belong to adapter `owner_r`.
+
+    Every row of a batch takes one of them, or none, in the same two products.
+    """
+
+    params: dict
+    owner_r: jax.Array
+
+    def choose(self, choice_b: jax.Array) -> Adapter:
+        """Adapter number `choice_b[b]` for row b; -1: none."""
+        return Adapter(self.params, 1.0, mask_br=self.owner_r == choice_b[:, None])
 
 
 def adapter(params: dict, lora: LoraConfig, *, train: bool = False) -> Adapter:
@@ -85,8 +107,32 @@ def init_lora(config: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
     return unflatten_dict(tree)
 
 
+def stack_adapters(adapters: Sequence[Adapter]) -> AdapterStack:
+    """The adapters in the order given, numbers 0, 1, ...; ranks and targets may differ."""
+    trees = [flatten_dict(adapter.params) for adapter in adapters]
+    ranks = [next(leaf.shape[2] for path, leaf in t.items() if path[-1] == "a") for t in trees]
+    stacked = {}
+    for path in {path for tree in trees for path in tree}:
+        axis = 2 if path[-1] == "a" else 1
+        like = next(tree[path] for tree in trees if path in tree)
+
+        def columns(tree, adapter, rank, path=path, axis=axis, like=like):
+            if path not in tree:
+                return jnp.zeros((*like.shape[:axis], rank, *like.shape[axis + 1 :]), like.dtype)
+            return tree[path] if axis == 2 else adapter.scaling * tree[path]
+
+        parts = map(columns, trees, adapters, ranks)
+        stacked[path] = jnp.concatenate(list(parts), axis=axis)
+    owner_r = jnp.asarray(np.repeat(np.arange(len(ranks)), ranks))
+    return AdapterStack(unflatten_dict(stacked), owner_r)
+
+
 def merge_lora(params: dict, adapter: Adapter) -> dict:
-    """A new base tree in which every target kernel is W + scaling * a b."""
+    """A new base tree in which every target kernel is W + scaling * a b.
+
+    Raises UserError for a quantised base, which would round the adapter away.
+    """
+    refuse_quantized(params, "merge an adapter into this base")
     merged = flatten_dict(params)
     lora = flatten_dict(adapter.params)
     for path in {path[:-1] for path in lora}:

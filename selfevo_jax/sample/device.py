@@ -19,8 +19,16 @@ import jax.numpy as jnp
 from selfevo_jax.models.attention import Cache, Layout
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import forward_cached, logits
-from selfevo_jax.models.lora import Adapter
-from selfevo_jax.sample.select import Rules, next_tokens, row_keys
+from selfevo_jax.models.lora import Adapter, AdapterStack
+from selfevo_jax.sample.select import (
+    Around,
+    Rules,
+    around,
+    log_softmax_at,
+    next_tokens,
+    penalised,
+    row_keys,
+)
 
 _traces: Counter[str] = Counter()
 
@@ -31,7 +39,7 @@ class Rows:
 
     `token` is the last known token, not yet in the cache, and `position` its place; `count`
     of at most `limit` tokens were sampled; `stops` [b, e] are token ids that end the row
-    (-1: none); `seeds` [b, 2] the two uint32 words of the seed.
+    (-1: none); `seeds` [b, 2] the two uint32 words of the seed; `adapter` -1 is the base.
     """
 
     token_b: jax.Array
@@ -42,6 +50,31 @@ class Rows:
     stops_be: jax.Array
     seeds_b2: jax.Array
     rules: Rules
+    penalty_b: jax.Array
+    adapter_b: jax.Array
+
+
+@flax.struct.dataclass
+class Part:
+    """Tokens for some rows of a cache: the first `count` of `tokens_mt` stand at `start`, ...
+
+    `rows_m` are different rows; `adapter_m` as in `Rows`.
+    """
+
+    rows_m: jax.Array
+    tokens_mt: jax.Array
+    start_m: jax.Array
+    count_m: jax.Array
+    adapter_m: jax.Array
+
+
+@flax.struct.dataclass
+class Out:
+    """What `decode` chose in n places of every row, and what lay `around` it, if asked."""
+
+    tokens_bn: jax.Array
+    logps_bn: jax.Array
+    around: Around | None
 
 
 def compile_count() -> int:
@@ -49,88 +82,133 @@ def compile_count() -> int:
     return sum(_traces.values())
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "steps"), donate_argnames="cache")
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "steps", "top"), donate_argnames="cache"
+)
 def decode(
     params: dict,
-    adapter: Adapter | None,
+    adapters: AdapterStack | None,
     cache: Cache,
     rows: Rows,
+    seen_bv: jax.Array | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
     steps: int,
-) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
-    """Up to `steps` tokens for every live row: (cache, tokens [b, n], logps [b, n], live [b]).
+    top: int = 0,
+) -> tuple[Cache, Out, jax.Array]:
+    """Up to `steps` tokens for every live row: (cache, what came out, live [b]).
 
-    A row that ends inside the call is frozen; places it does not reach hold token -1.
+    A row that ends inside the call is frozen; places it does not reach hold token -1. With
+    `seen_bv` (bool) repetition penalties act; with `top` > 0 places are described (`Out.around`).
     """
     _traces["decode"] += 1
-    count = rows.token_b.shape[0]
 
     def go_on(carry):
         step, _, rows, *_ = carry
         return (step < steps) & rows.live_b.any()
 
     def one(carry):
-        step, cache, rows, tokens_bn, logps_bn = carry
-        layout = _layout(rows.position_b[:, None], rows.live_b[:, None])
-        hidden_btd, cache = forward_cached(
-            config, params, rows.token_b[:, None], layout, cache,
-            _slots(layout, cache), compute=compute, adapter=adapter,
-        )  # fmt: skip
-        scores_bv = logits(config, params, hidden_btd[:, 0])
-        token_b, logp_b = next_tokens(scores_bv, rows.rules, row_keys(rows.seeds_b2, rows.count_b))
-        tokens_bn = tokens_bn.at[:, step].set(jnp.where(rows.live_b, token_b, -1))
-        return step + 1, cache, _advance(rows, token_b), tokens_bn, logps_bn.at[:, step].set(logp_b)
+        step, cache, rows, seen_bv, out = carry
+        cache, scores_bv = _next_scores(params, adapters, cache, rows, config, compute)
+        keys_b = row_keys(rows.seeds_b2, rows.count_b)
+        if seen_bv is None:
+            token_b, logp_b = next_tokens(scores_bv, rows.rules, keys_b)
+        else:
+            lowered_bv = penalised(scores_bv, seen_bv, rows.penalty_b)
+            token_b, _ = next_tokens(lowered_bv, rows.rules, keys_b)
+            logp_b = log_softmax_at(scores_bv, token_b)
+            seen_bv = seen_bv.at[jnp.arange(len(token_b)), token_b].set(True)
+        news = Out(
+            jnp.where(rows.live_b, token_b, -1), logp_b, around(scores_bv, top) if top else None
+        )
+        out = jax.tree.map(lambda whole, new: whole.at[:, step].set(new), out, news)
+        return step + 1, cache, _advance(rows, token_b), seen_bv, out
 
-    empty = jnp.full((count, steps), -1, jnp.int32), jnp.zeros((count, steps), jnp.float32)
-    _, cache, rows, tokens_bn, logps_bn = jax.lax.while_loop(go_on, one, (0, cache, rows, *empty))
-    return cache, tokens_bn, logps_bn, rows.live_b
+    out = _blank(rows.token_b.shape[0], steps, top)
+    carry = jax.lax.while_loop(go_on, one, (0, cache, rows, seen_bv, out))
+    return carry[1], carry[4], carry[2].live_b
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "top"), donate_argnames="cache")
+def expand(
+    params: dict,
+    adapters: AdapterStack | None,
+    cache: Cache,
+    rows: Rows,
+    sources_b: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    top: int,
+) -> tuple[Cache, jax.Array, jax.Array]:
+    """One step of beam search: row b goes on from what row `sources[b]` held.
+
+    (cache, the `top` likeliest next tokens [b, k], their log-probabilities [b, k]).
+    """
+    _traces["expand"] += 1
+    cache = jax.tree.map(lambda leaf: leaf[sources_b], cache)
+    cache, scores_bv = _next_scores(params, adapters, cache, rows, config, compute)
+    found = around(scores_bv, top)
+    return cache, found.top_bk, found.logps_bk
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="cache")
 def read_chunk(
     params: dict,
-    adapter: Adapter | None,
+    adapters: AdapterStack | None,
     cache: Cache,
-    tokens_bt: jax.Array,
-    start_b: jax.Array,
-    count_b: jax.Array,
+    part: Part,
     *,
     config: ModelConfig,
     compute: Compute,
 ) -> Cache:
-    """Puts the first `count` of these tokens, which stand at `start`, ..., into the cache."""
+    """Puts the tokens of `part` into its rows of the cache."""
     _traces["read_chunk"] += 1
-    _, cache = _chunk(params, adapter, cache, tokens_bt, start_b, count_b, config, compute)
-    return cache
+    return _read(params, adapters, cache, part, config, compute)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "top"), donate_argnames="cache")
 def score_chunk(
     params: dict,
-    adapter: Adapter | None,
+    adapters: AdapterStack | None,
     cache: Cache,
-    tokens_bt: jax.Array,
-    start_b: jax.Array,
-    count_b: jax.Array,
-    targets_bt: jax.Array,
+    part: Part,
+    targets_mt: jax.Array,
     *,
     config: ModelConfig,
     compute: Compute,
     top: int,
 ) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
-    """`read_chunk`, and the log-probability [b, t] of each target token after its token.
+    """`read_chunk`, and the log-probability [m, t] of each target token after its token.
 
-    With the `top` likeliest tokens in its place: ids and log-probabilities [b, t, top].
+    With the `top` likeliest tokens in its place: ids and log-probabilities [m, t, top].
     """
     _traces["score_chunk"] += 1
-    hidden_btd, cache = _chunk(params, adapter, cache, tokens_bt, start_b, count_b, config, compute)
-    scores_btv = logits(config, params, hidden_btd)
-    chosen_bt = jnp.take_along_axis(scores_btv, targets_bt[..., None], -1)[..., 0]
-    total_bt = jax.nn.logsumexp(scores_btv, axis=-1)
-    best_btk, ids_btk = jax.lax.top_k(scores_btv, min(top, scores_btv.shape[-1]))
-    return cache, chosen_bt - total_bt, ids_btk, best_btk - total_bt[..., None]
+    cache, hidden_mtd = _read(params, adapters, cache, part, config, compute)
+    scores_mtv = logits(config, params, hidden_mtd)
+    chosen_mt = jnp.take_along_axis(scores_mtv, targets_mt[..., None], -1)[..., 0]
+    total_mt = jax.nn.logsumexp(scores_mtv, axis=-1)
+    best_mtk, ids_mtk = jax.lax.top_k(scores_mtv, min(top, scores_mtv.shape[-1]))
+    return cache, chosen_mt - total_mt, ids_mtk, best_mtk - total_mt[..., None]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="cache")
+def weigh(
+    params: dict,
+    adapters: AdapterStack | None,
+    cache: Cache,
+    rows: Rows,
+    ids_bm: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+) -> tuple[Cache, jax.Array]:
+    """Reads the token of every live row: the log-probability [b, m] of each id after it."""
+    _traces["weigh"] += 1
+    cache, scores_bv = _next_scores(params, adapters, cache, rows, config, compute)
+    total_b1 = jax.nn.logsumexp(scores_bv, axis=-1, keepdims=True)
+    return cache, jnp.take_along_axis(scores_bv, ids_bm, -1) - total_b1
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -141,31 +219,74 @@ def place(
     _traces["place"] += 1
 
     def copy(index, cache):
-        def put(leaf, prompt):
-            row = jax.lax.dynamic_index_in_dim(prompt, sources_m[index], 0)
-            return jax.lax.dynamic_update_slice_in_dim(leaf, row, rows_m[index], 0)
-
-        return jax.tree.map(put, cache, prompts)
+        return jax.tree.map(
+            lambda leaf, prompt: _move(leaf, prompt, rows_m[index], sources_m[index]),
+            cache, prompts,
+        )  # fmt: skip
 
     return jax.lax.fori_loop(0, count, copy, cache)
 
 
-@jax.jit
-def rearrange(prompts: Cache, sources_b: jax.Array, keep_b: jax.Array) -> Cache:
-    """Row b becomes the first `keep[b]` tokens of row `sources[b]`."""
-    _traces["rearrange"] += 1
-    moved = jax.tree.map(lambda leaf: leaf[sources_b], prompts)
-    kept_bs = jnp.arange(moved.layout.segments_bt.shape[1]) < keep_b[:, None]
-    segments_bt = jnp.where(kept_bs, moved.layout.segments_bt, 0)
-    return moved.replace(layout=moved.layout.replace(segments_bt=segments_bt))
+@functools.partial(jax.jit, donate_argnames="prompts")
+def repeat(prompts: Cache, row: int, source: int) -> Cache:
+    """Row `row` becomes a copy of row `source`."""
+    _traces["repeat"] += 1
+    return jax.tree.map(lambda leaf: _move(leaf, leaf, row, source), prompts)
 
 
-def _chunk(params, adapter, cache, tokens_bt, start_b, count_b, config, compute):
-    places_t = jnp.arange(tokens_bt.shape[1])
-    layout = _layout(start_b[:, None] + places_t, places_t < count_b[:, None])
-    return forward_cached(
-        config, params, tokens_bt, layout, cache,
-        _slots(layout, cache), compute=compute, adapter=adapter,
+def _move(leaf, other, row, source):
+    taken = jax.lax.dynamic_index_in_dim(other, source, 0)
+    return jax.lax.dynamic_update_slice_in_dim(leaf, taken, row, 0)
+
+
+def _next_scores(params, adapters, cache, rows, config, compute):
+    """The cache with every live row's token in it, and the logits [b, v] after it."""
+    layout = _layout(rows.position_b[:, None], rows.live_b[:, None])
+    hidden_btd, cache = forward_cached(
+        config, params, rows.token_b[:, None], layout, cache, _slots(layout, cache),
+        compute=compute, adapter=_chosen(adapters, rows.adapter_b),
+    )  # fmt: skip
+    return cache, logits(config, params, hidden_btd[:, 0])
+
+
+def _read(params, adapters, cache, part, config, compute):
+    """(cache, hidden [m, t, d]): only the rows of `part` are taken out, and put back."""
+    places_t = jnp.arange(part.tokens_mt.shape[1])
+    layout = _layout(part.start_m[:, None] + places_t, places_t < part.count_m[:, None])
+    lanes = range(part.rows_m.shape[0])
+
+    def out(leaf):
+        rows = [jax.lax.dynamic_index_in_dim(leaf, part.rows_m[m], 0) for m in lanes]
+        return jnp.concatenate(rows)
+
+    few = jax.tree.map(out, cache)
+    hidden_mtd, few = forward_cached(
+        config, params, part.tokens_mt, layout, few, _slots(layout, few),
+        compute=compute, adapter=_chosen(adapters, part.adapter_m),
+    )  # fmt: skip
+    for m in lanes:
+        cache = jax.tree.map(
+            lambda leaf, new, m=m: jax.lax.dynamic_update_slice_in_dim(
+                leaf, new[m : m + 1], part.rows_m[m], 0
+            ),
+            cache, few,
+        )  # fmt: skip
+    return cache, hidden_mtd
+
+
+def _chosen(adapters: AdapterStack | None, choice_b: jax.Array) -> Adapter | None:
+    return None if adapters is None else adapters.choose(choice_b)
+
+
+def _blank(count: int, steps: int, top: int) -> Out:
+    numbers_bn = jnp.zeros((count, steps), jnp.float32)
+    tokens_bn = jnp.full((count, steps), -1, jnp.int32)
+    if not top:
+        return Out(tokens_bn, numbers_bn, None)
+    more_bnk = jnp.zeros((count, steps, top))
+    return Out(
+        tokens_bn, numbers_bn,
+        Around(more_bnk.astype(jnp.int32), more_bnk, numbers_bn, numbers_bn),
     )  # fmt: skip
 
 

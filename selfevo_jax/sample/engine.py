@@ -1,42 +1,58 @@
 """`JaxGenerator`: text generation and scoring on this machine's devices.
 
 queue.py    requests -> prompts, grouped        session.py  jobs -> decoding rows -> answers
-memory.py   caches, shared prompts              device.py   what is compiled
+reader.py   given texts and labels -> scores    beams.py    beam search
+memory.py   decoding rows                       prompts.py  prompts read, and shared
+network.py  the model                           device.py   what is compiled
 select.py   the next token                      stops.py    stop strings
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import unstack_layers
-from selfevo_jax.models.lora import Adapter
+from selfevo_jax.models.lora import Adapter, AdapterStack, stack_adapters
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
-from selfevo_jax.sample.memory import Memory, Network, TextScore, cache_lengths
-from selfevo_jax.sample.protocol import Completion, Request, Score, ScoreRequest
+from selfevo_jax.sample.memory import Memory, TextScore, cache_lengths
+from selfevo_jax.sample.network import Network
+from selfevo_jax.sample.prompts import Passage
+from selfevo_jax.sample.protocol import (
+    Completion,
+    LabelRequest,
+    Labels,
+    Request,
+    Score,
+    ScoreRequest,
+)
 from selfevo_jax.sample.queue import Queue
+from selfevo_jax.sample.reader import Reader
 from selfevo_jax.sample.session import Progress, Session
-from selfevo_jax.text.render import TokenExample, render_example
 from selfevo_jax.text.tokenizer import Tokenizer
 
 FLOAT32 = Compute()
+# Tokens of a prompt that are read together: a CPU's matrix products of more rows are slower per
+# row (2 to 3 times at 256), an accelerator's faster.
+CHUNKS, CHUNK = {"cpu": 64}, 512
 
 
 class JaxGenerator:
     """A `Generator` that decodes up to `slots` requests together.
 
-    `params` is a parameter tree (layers stacked, or already apart); `adapter` is applied on
-    top of it. A prompt and its answer have at most `max_length` tokens. `prompt_rows` prompts
-    are read together, `chunk` tokens of each at a time; `steps` tokens are decoded between
-    two looks at the queue. A completion depends on its request and on these five numbers, not
-    on the other requests. With a `mesh`, parameters and caches are split over it.
+    `params` is a parameter tree (layers stacked, or already apart). `adapter` is applied on top
+    of it for requests that name none, and one of `adapters` for those that name it; all are
+    decoded together. A prompt and its answer have at most `max_length` tokens. `prompt_rows`
+    prompts are kept to be shared, and read `chunk` tokens at a time (None: what suits the
+    platform); `steps` tokens are decoded between two looks at the queue. A completion depends
+    on its request, on these five numbers and on the adapters, not on the other requests. With a
+    `mesh`, parameters and caches are split over it.
     Raises `UserError` when the numbers do not suit the model or the mesh.
     """
 
@@ -47,21 +63,26 @@ class JaxGenerator:
         tokenizer: Tokenizer,
         *,
         adapter: Adapter | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
         slots: int = 32,
         max_length: int = 1024,
         compute: Compute = FLOAT32,
         mesh: jax.sharding.Mesh | None = None,
         prompt_rows: int = 8,
-        chunk: int = 32,
+        chunk: int | None = None,
         steps: int = 8,
     ) -> None:
         _check(config, tokenizer, mesh, slots, prompt_rows, max_length)
         self._tokenizer, self._max_length = tokenizer, max_length
-        self._slots, self._prompt_rows, self._chunk, self._steps = slots, prompt_rows, chunk, steps
+        self._slots, self._prompt_rows, self._steps = slots, prompt_rows, steps
+        self._chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK)
+        named = ({} if adapter is None else {None: adapter}) | dict(adapters or {})
+        self._adapters = {None: -1} | {name: number for number, name in enumerate(named)}
+        stack = stack_adapters(list(named.values())) if named else None
         if mesh is not None:
             params = jax.device_put(params, shardings(params, mesh))
-            adapter = _on_mesh(adapter, mesh)
-        self._network = Network(config, _ready_params(params, compute), adapter, compute, mesh)
+            stack = _on_mesh(stack, mesh)
+        self._network = Network(config, _ready_params(params, compute), stack, compute, mesh)
         self._spare: list[Memory] = []
         self._scoring: Memory | None = None  # of `score_tokens`, made at its first call
         self._prompt_tokens_read = 0
@@ -78,7 +99,7 @@ class JaxGenerator:
 
     @property
     def prompt_rows(self) -> int:
-        """How many prompts are read, or texts scored, together."""
+        """How many prompts are kept, and texts scored together."""
         return self._prompt_rows
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -103,31 +124,34 @@ class JaxGenerator:
         window = 4 * max(self._slots, self._prompt_rows)
         lengths = cache_lengths(self._max_length)
         queue = Queue(
-            requests, self._tokenizer, lengths=lengths, max_length=self._max_length, window=window
-        )
-        memory = self._take_memory()
-        try:
+            requests, self._tokenizer,
+            lengths=lengths, adapters=self._adapters, slots=self._slots,
+            max_length=self._max_length, window=window,
+        )  # fmt: skip
+        with self._memory() as memory:
             session = Session(
                 memory, queue, self._tokenizer,
                 slots=self._slots, prompts=self._prompt_rows, steps=self._steps,
-                cancelled=cancelled,
+                vocab=self._network.config.vocab_size, cancelled=cancelled,
             )  # fmt: skip
             yield from session.run()
-        finally:
-            self._give_back(memory)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
         """Log-probabilities of given completions, in the order of the requests.
 
         Raises `UserError` naming the request when prompt and completion do not fit.
         """
-        source = iter(requests)
-        memory = self._take_memory()
-        try:
-            while batch := list(islice(source, self._prompt_rows)):
-                yield from self._score(memory, [self._rendered(request) for request in batch])
-        finally:
-            self._give_back(memory)
+        with self._memory() as memory:
+            yield from self._reader().score(memory, requests)
+
+    def labels(self, requests: Iterable[LabelRequest]) -> Iterator[Labels]:
+        """Label probabilities after given prompts, in the order of the requests.
+
+        Raises `UserError` naming the request when its prompt does not fit, or when two labels
+        begin with the same token.
+        """
+        with self._memory() as memory:
+            yield from self._reader().labels(memory, requests)
 
     def score_tokens(
         self, texts: Sequence[tuple[int, ...]], starts: Sequence[int], top: int = 0
@@ -136,38 +160,28 @@ class JaxGenerator:
 
         At most `prompt_rows` texts of at most `max_length` tokens; while `stream` runs, too.
         """
-        rows = self._prompt_rows  # also as decoding rows, of which it needs none
         if self._scoring is None or not self._scoring.whole:
-            self._scoring = Memory(self._network, rows, rows, self._max_length, self._chunk)
-        return self._scoring.score(texts, starts, top)
+            self._scoring = self._new_memory(slots=0)
+        base = self._adapters[None]
+        return self._scoring.score([Passage(tuple(text), base) for text in texts], starts, top)
 
-    def _rendered(self, request: ScoreRequest) -> TokenExample:
-        return render_example(
-            self._tokenizer, request.id, request.messages, [request.completion],
-            self._max_length, request.end,
-        )  # fmt: skip
+    def _reader(self) -> Reader:
+        return Reader(self._tokenizer, self._max_length, self._prompt_rows, self._adapters)
 
-    def _score(self, memory: Memory, examples: list[TokenExample]) -> list[Score]:
-        prompts = [example.prompt.tokens.tolist() for example in examples]
-        answers = [example.completions[0].tokens.tolist() for example in examples]
-        texts = [tuple(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        scores = memory.score(texts, [len(prompt) for prompt in prompts])
-        return [
-            Score(example.id, found.logps, tuple(answer))
-            for example, found, answer in zip(examples, scores, answers, strict=True)
-        ]
-
-    def _take_memory(self) -> Memory:
+    @contextlib.contextmanager
+    def _memory(self) -> Iterator[Memory]:
         """Memory left by an earlier call, with the prompts it knows, or a new one."""
-        if self._spare:
-            return self._spare.pop()
-        return Memory(self._network, self._slots, self._prompt_rows, self._max_length, self._chunk)
+        memory = self._spare.pop() if self._spare else self._new_memory(self._slots)
+        before = memory.tokens_read
+        try:
+            yield memory
+        finally:
+            self._prompt_tokens_read += memory.tokens_read - before
+            if memory.whole and not self._spare:
+                self._spare.append(memory)
 
-    def _give_back(self, memory: Memory) -> None:
-        self._prompt_tokens_read += memory.tokens_read
-        memory.tokens_read = 0
-        if memory.whole and not self._spare:
-            self._spare.append(memory)
+    def _new_memory(self, slots: int) -> Memory:
+        return Memory(self._network, slots, self._prompt_rows, self._max_length, self._chunk)
 
 
 def _check(config, tokenizer, mesh, slots, prompt_rows, max_length) -> None:
@@ -199,7 +213,7 @@ def _ready_params(params: dict, compute: Compute) -> dict:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def _on_mesh(adapter: Adapter | None, mesh: jax.sharding.Mesh) -> Adapter | None:
-    if adapter is None:
+def _on_mesh(stack: AdapterStack | None, mesh: jax.sharding.Mesh) -> AdapterStack | None:
+    if stack is None:
         return None
-    return adapter.replace(params=jax.device_put(adapter.params, shardings(adapter.params, mesh)))
+    return stack.replace(params=jax.device_put(stack.params, shardings(stack.params, mesh)))

@@ -1,49 +1,24 @@
 """The device memory of one generation: decoding rows, and the prompts read for them.
 
-Two caches of equal length: `rows` holds the sequences being decoded, `prompts` the last
-prompts that were read. A prompt is read once and copied to the row of each of its samples.
-New prompts first take over the beginning that they share with any prompt still in memory
-(same system turn, same examples), and only the rest is computed.
+Two caches of equal length: that of the sequences being decoded, and that of the last prompts
+that were read (prompts.py). A prompt is read once and copied to the row of each of its samples.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from selfevo_jax.models.attention import Cache
-from selfevo_jax.models.config import Compute, ModelConfig
-from selfevo_jax.models.llama import init_cache
-from selfevo_jax.models.lora import Adapter
-from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.sample import device
+from selfevo_jax.sample.network import Network
+from selfevo_jax.sample.prompts import Passage, Prompts
+from selfevo_jax.sample.protocol import MAX_LABELS, MAX_STOP_TOKENS
+from selfevo_jax.sample.select import Rules
 
 STEP = 128  # the shortest cache; lengths are multiples of it
-
-
-@dataclass(frozen=True)
-class Network:
-    """The model as the engine runs it; `params` has its layers apart (`unstack_layers`)."""
-
-    config: ModelConfig
-    params: dict
-    adapter: Adapter | None
-    compute: Compute
-    mesh: jax.sharding.Mesh | None
-
-    def on_mesh(self) -> contextlib.AbstractContextManager:
-        """The context in which device functions are called."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
-    def shared(self) -> dict:
-        """The keyword arguments that `device` functions have in common."""
-        return {"config": self.config, "compute": self.compute}
 
 
 @dataclass(frozen=True)
@@ -60,24 +35,32 @@ class Memory:
     def __init__(
         self, network: Network, slots: int, prompts: int, max_length: int, chunk: int
     ) -> None:
-        self._network, self._chunk = network, chunk
+        self._network, self._chunk, self._slots = network, chunk, slots
         self._lengths = cache_lengths(max_length)
-        self._rows = self._empty(slots, self._lengths[0])
-        self._prompts = self._empty(prompts, self._lengths[0])
-        self._known: list[tuple[int, ...]] = [()] * prompts
-        self.tokens_read = 0
+        self._rows = network.empty_cache(slots, self._lengths[0]) if slots else None
+        self._prompts = Prompts(network, prompts, self._lengths[0], chunk)
+        self._read_before = 0
 
     @property
     def length(self) -> int:
         """Cache slots a row, now."""
-        return self._rows.layout.segments_bt.shape[1]
+        return self._prompts.cache.layout.segments_bt.shape[1]
+
+    @property
+    def tokens_read(self) -> int:
+        """How many prompt tokens were computed so far."""
+        return self._read_before + self._prompts.tokens_read
 
     @property
     def whole(self) -> bool:
         """False when a failed call has taken a cache with it."""
-        if self._rows is None or self._prompts is None:
+        if self._slots and self._rows is None:
             return False
-        return not any(x.is_deleted() for x in jax.tree.leaves((self._rows, self._prompts)))
+        return not any(x.is_deleted() for x in jax.tree.leaves((self._rows, self._prompts.cache)))
+
+    def length_of(self, tokens: int) -> int:
+        """The shortest cache that holds so many tokens."""
+        return next(size for size in self._lengths if size >= tokens)
 
     def set_length(self, length: int) -> None:
         """Makes both caches `length` long. Nothing may be decoding.
@@ -85,124 +68,93 @@ class Memory:
         A change empties them: read at another length, the keys and values of a known prompt
         would differ in the last bits.
         """
-        if self.length != length:
-            slots, prompts = len(self._rows.layout.segments_bt), len(self._known)
-            self._rows = self._prompts = None  # let go before the new ones are made
-            self._rows, self._prompts = self._empty(slots, length), self._empty(prompts, length)
-            self._known = [()] * prompts
+        if self.length == length:
+            return
+        self._read_before, rows = self.tokens_read, len(self._prompts)
+        self._rows = self._prompts.cache = None  # let go before the new ones are made
+        self._rows = self._network.empty_cache(self._slots, length) if self._slots else None
+        self._prompts = Prompts(self._network, rows, length, self._chunk)
 
-    def read(self, prompts: Sequence[tuple[int, ...]]) -> None:
-        """Reads prompts into the prompt rows 0, 1, ...; their last token is left to decoding."""
-        texts = [prompt[:-1] for prompt in prompts]
-        for start_b, count_b, tokens_bt in self._chunks(texts, [len(text) for text in texts]):
-            self._read_chunk(start_b, count_b, tokens_bt)
+    def read(self, passages: Sequence[Passage]) -> list[int]:
+        """Reads prompts, but for their last token, which is left to decoding: the row of each."""
+        return self._prompts.read([Passage(p.tokens[:-1], p.adapter) for p in passages])
 
     def score(
-        self, texts: Sequence[tuple[int, ...]], starts: Sequence[int], top: int = 0
+        self, passages: Sequence[Passage], starts: Sequence[int], top: int = 0
     ) -> list[TextScore]:
-        """Log-probabilities of tokens `text[start:]` of every text, start >= 1.
+        """Log-probabilities of the tokens from `start` >= 1 on of every passage.
 
         With the `top` likeliest tokens in each place. Nothing is being decoded meanwhile.
         """
-        found: list[tuple[list[float], list]] = [([], []) for _ in texts]
-        read = [text[:-1] for text in texts]
-        longest = max(map(len, texts))
-        self.set_length(next(size for size in self._lengths if size >= longest))
-        for start_b, count_b, tokens_bt in self._chunks(read, [start - 1 for start in starts]):
-            first_b = [max(start - 1 - int(start_b[row]), 0) for row, start in enumerate(starts)]
-            if all(first >= count_b[row] for row, first in enumerate(first_b)):
-                self._read_chunk(start_b, count_b, tokens_bt)
-                continue
-            logps_bt, *best = self._score_chunk(texts, start_b, count_b, tokens_bt, top)
-            for row, first in enumerate(first_b):
-                places = row, slice(first, count_b[row])
-                found[row][0].extend(logps_bt[places].tolist())
-                ids, values = (array[places].tolist() for array in best)
-                found[row][1].extend(
-                    tuple(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)
-                )
+        self.set_length(self.length_of(max(len(passage.tokens) for passage in passages)))
+        found = self._prompts.score(passages, starts, top)
         return [TextScore(tuple(logps), tuple(best)) for logps, best in found]
+
+    def weigh(
+        self, passages: Sequence[Passage], ids: Sequence[tuple[int, ...]]
+    ) -> list[tuple[float, ...]]:
+        """The log-probability of every token of `ids[i]` right after passage i.
+
+        At most `MAX_LABELS` tokens each. Nothing is being decoded meanwhile.
+        """
+        self.set_length(self.length_of(max(len(passage.tokens) for passage in passages)))
+        rows = idle_rows(len(self._prompts))
+        ids_bm = np.zeros((len(self._prompts), MAX_LABELS), np.int32)
+        read = self.read(passages)
+        for row, passage, wanted in zip(read, passages, ids, strict=True):
+            rows.token_b[row], rows.position_b[row] = passage.tokens[-1], len(passage.tokens) - 1
+            rows.live_b[row], rows.adapter_b[row] = True, passage.adapter
+            ids_bm[row, : len(wanted)] = wanted
+        self._prompts.cache, logps_bm = self._network.call(
+            device.weigh, self._prompts.cache, rows, ids_bm
+        )
+        logps_bm = np.asarray(logps_bm)
+        return [
+            tuple(logps_bm[row, : len(wanted)].tolist())
+            for row, wanted in zip(read, ids, strict=True)
+        ]
 
     def place(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
         """Copies prompt row `prompts[i]` to decoding row `rows[i]`."""
-        size = self._rows.layout.segments_bt.shape[0]
-        rows_m, sources_m = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        rows_m, sources_m = np.zeros((2, self._slots), np.int32)
         rows_m[: len(rows)], sources_m[: len(prompts)] = rows, prompts
         with self._network.on_mesh():
-            self._rows = device.place(self._rows, self._prompts, rows_m, sources_m, len(rows))
+            self._rows = device.place(self._rows, self._prompts.cache, rows_m, sources_m, len(rows))
 
-    def decode(self, rows: device.Rows, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Runs `device.decode`: numpy (tokens [b, n], logps [b, n], live [b])."""
-        with self._network.on_mesh():
-            self._rows, *out = device.decode(
-                self._network.params, self._network.adapter, self._rows, rows,
-                steps=steps, **self._network.shared(),
-            )  # fmt: skip
-        tokens_bn, logps_bn, live_b = jax.device_get(out)
-        return tokens_bn, logps_bn, live_b
+    def decode(
+        self, rows: device.Rows, seen_bv: np.ndarray | None, steps: int, top: int
+    ) -> tuple[device.Out, np.ndarray]:
+        """Runs `device.decode`: what came out and which rows live on [b], as numpy."""
+        self._rows, *out = self._network.call(
+            device.decode, self._rows, rows, seen_bv, steps=steps, top=self._most(top)
+        )
+        return tuple(jax.device_get(out))
 
-    def _read_chunk(self, start_b, count_b, tokens_bt) -> None:
-        with self._network.on_mesh():
-            self._prompts = device.read_chunk(
-                self._network.params, self._network.adapter, self._prompts,
-                tokens_bt, start_b, count_b, **self._network.shared(),
-            )  # fmt: skip
+    def expand(
+        self, rows: device.Rows, sources_b: np.ndarray, top: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Runs `device.expand`: numpy (tokens [b, k], log-probabilities [b, k])."""
+        self._rows, *out = self._network.call(
+            device.expand, self._rows, rows, sources_b, top=self._most(top)
+        )
+        return tuple(jax.device_get(out))
 
-    def _score_chunk(self, texts, start_b, count_b, tokens_bt, top) -> list[np.ndarray]:
-        targets_bt = np.zeros_like(tokens_bt)
-        for row, text in enumerate(texts):
-            targets = text[start_b[row] + 1 : start_b[row] + count_b[row] + 1]
-            targets_bt[row, : len(targets)] = targets
-        with self._network.on_mesh():
-            self._prompts, *found = device.score_chunk(
-                self._network.params, self._network.adapter, self._prompts,
-                tokens_bt, start_b, count_b, targets_bt, top=top, **self._network.shared(),
-            )  # fmt: skip
-        return jax.device_get(found)
+    def _most(self, top: int) -> int:
+        return min(top, self._network.config.vocab_size)
 
-    def _chunks(self, texts, reusable):
-        """Yields (start [b], count [b], tokens [b, t]) until all texts are in the prompt rows.
 
-        Row b may take over at most its first `reusable[b]` tokens from earlier prompts.
-        """
-        done_b = self._inherit(texts, reusable)
-        length_b = np.zeros_like(done_b)
-        length_b[: len(texts)] = [len(text) for text in texts]
-        while (done_b < length_b).any():
-            count_b = np.clip(length_b - done_b, 0, self._chunk)
-            tokens_bt = np.zeros((len(done_b), self._chunk), np.int32)
-            for row in np.flatnonzero(count_b):
-                part = texts[row][done_b[row] : done_b[row] + count_b[row]]
-                tokens_bt[row, : len(part)] = part
-            self.tokens_read += int(count_b.sum())
-            yield done_b, count_b, tokens_bt
-            done_b = done_b + count_b
-        self._known[: len(texts)] = texts
-
-    def _inherit(self, texts, reusable) -> np.ndarray:
-        """Moves shared beginnings to their new rows: how many tokens every row then holds."""
-        sources_b = np.arange(len(self._known), dtype=np.int32)
-        keep_b = np.zeros(len(self._known), np.int32)
-        for row, text in enumerate(texts):
-            shared = [_common(text, known) for known in self._known]
-            best = int(np.argmax(shared))
-            sources_b[row], keep_b[row] = best, min(shared[best], reusable[row])
-        with self._network.on_mesh():
-            self._prompts = device.rearrange(self._prompts, sources_b, keep_b)
-        self._known = [()] * len(self._known)
-        return keep_b
-
-    def _empty(self, rows: int, length: int) -> Cache:
-        network = self._network
-        return self._placed(init_cache(network.config, rows, length, network.compute.dtype))
-
-    def _placed(self, cache: Cache) -> Cache:
-        mesh = self._network.mesh
-        if mesh is None:
-            return cache
-        split = "tensor" if self._network.config.num_kv_heads % mesh.shape["tensor"] == 0 else None
-        heads, plain = NamedSharding(mesh, P(BATCH_AXES, split)), NamedSharding(mesh, P(BATCH_AXES))
-        return jax.tree.map(lambda x: jax.device_put(x, heads if x.ndim == 4 else plain), cache)
+def idle_rows(count: int) -> device.Rows:
+    """Rows of which none is live, as numpy arrays."""
+    token_b, position_b, count_b, limit_b, top_k_b = np.zeros((5, count), np.int32)
+    temperature_b, top_p_b, penalty_b = np.ones((3, count), np.float32)
+    return device.Rows(
+        token_b=token_b, position_b=position_b, count_b=count_b, limit_b=limit_b,
+        live_b=np.zeros(count, bool),
+        stops_be=np.full((count, MAX_STOP_TOKENS), -1, np.int32),
+        seeds_b2=np.zeros((count, 2), np.uint32),
+        rules=Rules(temperature_b, top_k_b, top_p_b, np.zeros(count, np.float32)),
+        penalty_b=penalty_b, adapter_b=np.full(count, -1, np.int32),
+    )  # fmt: skip
 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
@@ -210,11 +162,3 @@ def cache_lengths(max_length: int) -> tuple[int, ...]:
     most = -(-max_length // STEP) * STEP
     smaller = (STEP * 2**power for power in range(most.bit_length()))
     return (*(size for size in smaller if size < most), most)
-
-
-def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """The length of the common beginning."""
-    end = min(len(one), len(other))
-    if one[:end] == other[:end]:
-        return end
-    return next(index for index in range(end) if one[index] != other[index])

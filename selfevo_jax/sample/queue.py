@@ -1,40 +1,51 @@
 """The requests still waiting, grouped by prompt; read from their iterable only as needed.
 
-Jobs are decoded together only with jobs of the same cache length, which follows from the
-request alone: sums over a longer cache are rounded differently, and an answer must not depend
-on its neighbours. Lengths are few (powers of two), so most runs have one.
+Jobs are decoded together only with jobs of the same `Kind`, which follows from the request
+alone: another compiled program (sums over a longer cache, say) rounds differently, and an answer
+must not depend on its neighbours. Lengths are few (powers of two), so most runs have one kind.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, Request
+from selfevo_jax.sample.prompts import Passage
+from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, Request
 from selfevo_jax.text.render import render_prompt
 from selfevo_jax.text.tokenizer import Tokenizer
 
 
+class Kind(NamedTuple):
+    """How a job must be decoded: cache length, beams (1: sampling), whether repetition is
+    penalised, and how many of the likeliest tokens are looked at in every place (0: none)."""
+
+    length: int
+    beams: int = 1
+    penalised: bool = False
+    top: int = 0
+
+
 @dataclass(frozen=True)
 class Job:
-    """A request ready to run: its prompt's tokens, how many more fit, what ends it, and the
-    length of the cache it is decoded in."""
+    """A request ready to run: its prompt, how many more tokens fit, what ends it, its kind."""
 
     request: Request
-    prompt: tuple[int, ...]
+    prompt: Passage
     limit: int
     stops: tuple[int, ...]
-    length: int
+    kind: Kind
 
 
 @dataclass
 class Group:
-    """All waiting jobs of one prompt (and length), which is read once for all of them."""
+    """All waiting jobs of one prompt (and kind), which is read once for all of them."""
 
-    length: int
-    prompt: tuple[int, ...]
+    kind: Kind
+    prompt: Passage
     jobs: deque[Job]
 
 
@@ -50,36 +61,38 @@ class Queue:
         tokenizer: Tokenizer,
         *,
         lengths: Sequence[int],
+        adapters: Mapping[str | None, int],
+        slots: int,
         max_length: int,
         window: int,
     ) -> None:
         self._source: Iterator[Request] = iter(requests)
         self._tokenizer, self._max_length, self._window = tokenizer, max_length, window
-        self._lengths = lengths
-        self._groups: dict[tuple[int, tuple[int, ...]], Group] = {}
+        self._lengths, self._adapters, self._slots = lengths, adapters, slots
+        self._groups: dict[tuple[Kind, Passage], Group] = {}
         self._waiting = 0
         self._passed = 0  # jobs taken before the one that waits longest
         self._last: tuple[tuple[object, str], list[int]] | None = None
 
-    def next_length(self) -> int | None:
-        """The cache length of the job that waits longest; None when no job is left."""
+    def next_kind(self) -> Kind | None:
+        """The kind of the job that waits longest; None when no job is left."""
         if not self._groups:
             self._read()
-        return next((group.length for group in self._groups.values()), None)
+        return next((group.kind for group in self._groups.values()), None)
 
-    def take(self, count: int, length: int) -> list[Group]:
-        """Up to `count` prompts of this length with their jobs, as the window has them.
+    def take(self, count: int, kind: Kind) -> list[Group]:
+        """Up to `count` prompts of this kind with their jobs, as the window has them.
 
-        None when the job that waits longest has another length and `window` jobs were taken
+        Nothing when the job that waits longest has another kind and `window` jobs were taken
         before it: its turn comes when what is being decoded is through.
         """
         oldest = next(iter(self._groups.values()), None)
-        if oldest is not None and oldest.length != length and self._passed >= self._window:
+        if oldest is not None and oldest.kind != kind and self._passed >= self._window:
             return []
-        while self._count(length) < count and self._waiting < self._window and self._read():
+        while self._count(kind) < count and self._waiting < self._window and self._read():
             pass
         self._read_same_prompts()
-        keys = [key for key in self._groups if key[0] == length][:count]
+        keys = [key for key in self._groups if key[0] == kind][:count]
         taken = [self._groups.pop(key) for key in keys]
         count = sum(len(group.jobs) for group in taken)
         self._waiting -= count
@@ -87,8 +100,8 @@ class Queue:
         self._passed = self._passed + count if first is oldest and oldest is not None else 0
         return taken
 
-    def _count(self, length: int) -> int:
-        return sum(group.length == length for group in self._groups.values())
+    def _count(self, kind: Kind) -> int:
+        return sum(group.kind == kind for group in self._groups.values())
 
     def _read_same_prompts(self) -> None:
         """Takes in what follows while it repeats a known prompt: its samples belong together."""
@@ -101,8 +114,8 @@ class Queue:
         if request is None:
             return False
         job = self._job(request)
-        empty = Group(job.length, job.prompt, deque())
-        self._groups.setdefault((job.length, job.prompt), empty).jobs.append(job)
+        empty = Group(job.kind, job.prompt, deque())
+        self._groups.setdefault((job.kind, job.prompt), empty).jobs.append(job)
         self._waiting += 1
         return True
 
@@ -123,8 +136,27 @@ class Queue:
                 f"at most {MAX_STOP_TOKENS} are possible"
             )
         limit = min(request.sampling.max_new_tokens, self._max_length - len(prompt))
-        length = next(size for size in self._lengths if size >= len(prompt) + limit)
-        return Job(request, prompt, limit, stops, length)
+        passage = Passage(prompt, adapter_number(self._adapters, request.id, request.adapter))
+        return Job(
+            request, passage, limit, stops, self._kind(request, len(prompt) + limit, len(stops))
+        )
+
+    def _kind(self, request: Request, tokens: int, stops: int) -> Kind:
+        sampling = request.sampling
+        if sampling.num_beams > self._slots:
+            raise UserError(
+                f"request {request.id}: {sampling.num_beams} beams do not fit into the engine's "
+                f"{self._slots} slots; give it more"
+            )
+        beams = sampling.num_beams
+        looked = MAX_TOP_LOGPROBS if sampling.top_logprobs or sampling.details else 0
+        return Kind(
+            next(size for size in self._lengths if size >= tokens),
+            beams,
+            sampling.repetition_penalty != 1,
+            # Enough that as many beams go on when all that can end do.
+            beams * (1 + stops) if beams > 1 else looked,
+        )
 
     def _render(self, request: Request) -> list[int]:
         """The prompt's tokens; samples of one prompt usually follow each other."""
@@ -134,3 +166,11 @@ class Queue:
         if self._last is None or self._last[0] != key:
             self._last = (key, render_prompt(self._tokenizer, request.messages, request.prefix))
         return self._last[1]
+
+
+def adapter_number(adapters: Mapping[str | None, int], id: str, name: str | None) -> int:
+    """The number of the adapter that request `id` asks for. Raises `UserError` for others."""
+    if name not in adapters:
+        known = ", ".join(sorted(name for name in adapters if name is not None)) or "none"
+        raise UserError(f"request {id}: there is no adapter {name!r}; the engine has: {known}")
+    return adapters[name]

@@ -67,6 +67,38 @@ def next_tokens(
     return (place_b * BLOCKS + group_b).astype(jnp.int32), logit_b - top_b - jnp.log(total_b)
 
 
+def penalised(logits_bv: jax.Array, seen_bv: jax.Array, penalty_b: jax.Array) -> jax.Array:
+    """Logits of tokens already seen made less likely; see `SamplingParams.repetition_penalty`."""
+    penalty_b1 = penalty_b[:, None]
+    lower_bv = jnp.where(logits_bv > 0, logits_bv / penalty_b1, logits_bv * penalty_b1)
+    return jnp.where(seen_bv, lower_bv, logits_bv)
+
+
+def log_softmax_at(logits_bv: jax.Array, token_b: jax.Array) -> jax.Array:
+    """The log-probability [b] of one token a row."""
+    logit_b = jnp.take_along_axis(logits_bv, token_b[:, None], 1)[:, 0]
+    return logit_b - jax.nn.logsumexp(logits_bv, axis=-1)
+
+
+@flax.struct.dataclass
+class Around:
+    """What else a place held: `top_bk` of `logps_bk`, entropy and margin [b] of its softmax."""
+
+    top_bk: jax.Array
+    logps_bk: jax.Array
+    entropy_b: jax.Array
+    margin_b: jax.Array
+
+
+def around(logits_bv: jax.Array, top: int) -> Around:
+    """The `top` >= 2 likeliest tokens, and the spread of the whole softmax (in nats)."""
+    logps_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+    logps_bk, top_bk = jax.lax.top_k(logps_bv, top)
+    entropy_b = -(jnp.exp(logps_bv) * logps_bv).sum(-1)
+    first_b, second_b = jnp.exp(logps_bk[:, 0]), jnp.exp(logps_bk[:, 1])
+    return Around(top_bk, logps_bk, entropy_b, first_b - second_b)
+
+
 def _blocks(logits_bv: jax.Array) -> jax.Array:
     """[b, n, j]: group j holds tokens j, j + BLOCKS, ...; reductions over n are contiguous."""
     rows, vocab = logits_bv.shape

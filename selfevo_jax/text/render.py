@@ -50,6 +50,15 @@ def render_prompt(
     return _lead(tokenizer, messages) + tokenizer.encode_sealed(sealed)
 
 
+def render_next(
+    tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str, texts: Sequence[str]
+) -> list[list[int]]:
+    """Ids of each text where it follows `render_prompt` of these messages and prefix."""
+    sealed = _sealed_prompt(tokenizer, messages) + prefix
+    prompt = tokenizer.encode_sealed(sealed)
+    return [_continue(tokenizer, sealed, prompt, text) for text in texts]
+
+
 def prompt_text(tokenizer: Tokenizer, messages: Sequence[Message] | str, prefix: str = "") -> str:
     """The same for people to read, control tokens in printed form."""
     lead = tokenizer.decode(_lead(tokenizer, messages), skip_special=False)

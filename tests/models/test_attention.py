@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from selfevo_jax.models.attention import Layout, visible
+from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, masks, visible
 from selfevo_jax.models.llama import forward, init_params
 from selfevo_jax.models.presets import preset
 
@@ -63,3 +64,55 @@ def test_packed_segments_do_not_leak(params):
     packed_td = forward(CONFIG, params, jnp.array([first + second]), row(*places))[0]
     np.testing.assert_allclose(packed_td[:4], alone(params, first), atol=2e-5)
     np.testing.assert_allclose(packed_td[4:], alone(params, second), atol=2e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_banded_rows_equal_the_full_mask(softcap):
+    """Three packed examples with branches and padding: values and gradients, band against all."""
+    rng = np.random.default_rng(0)
+    sizes = [(30, 20, 35), (50, 10, 12), (5, 60, 3)]  # prompt, two completions
+    columns = [[], [], []]
+    for number, (prompt, *completions) in enumerate(sizes):
+        for branch, size in enumerate((prompt, *completions)):
+            start = prompt if branch else 0
+            columns[0] += range(start, start + size)
+            columns[1] += [number + 1] * size
+            columns[2] += [branch] * size
+    arrays = [jnp.array([column + [0] * 75]) for column in columns]
+    full, banded = Layout(*arrays), Layout(*arrays, span=85)
+    assert masks(banded, NO_WINDOW).ndim == 4 and masks(full, NO_WINDOW).ndim == 3
+    shapes = [(1, 300, 4, 8), (1, 2, 300, 8), (1, 2, 300, 8)]
+    tensors = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    used = (full.segments_bt > 0)[:, :, None, None]
+
+    def total(layout, *qkv):
+        mixed = attend(*qkv, masks(layout, 40), scale=0.5, softcap=softcap)
+        return jnp.sum(jnp.where(used, mixed, 0) ** 2)
+
+    expected = jax.value_and_grad(total, (1, 2, 3))(full, *tensors)
+    mine = jax.value_and_grad(total, (1, 2, 3))(banded, *tensors)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), mine, expected
+    )
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_equal_torch(softcap):
+    """The backward pass is written by hand; torch's autograd says what it must be."""
+    rng = np.random.default_rng(1)
+    query, key, value = (
+        rng.normal(size=size).astype("f4") for size in ((2, 6, 4, 8), (2, 2, 6, 8), (2, 2, 6, 8))
+    )
+    mask = np.tril(np.ones((6, 6), bool))[None].repeat(2, 0)
+
+    def mine(*qkv):
+        return jnp.sum(attend(*qkv, jnp.array(mask), scale=0.5, softcap=softcap) ** 3)
+
+    leaves = [torch.tensor(x, requires_grad=True) for x in (query, key, value)]
+    q, k, v = leaves[0].transpose(1, 2), *(x.repeat_interleave(2, 1) for x in leaves[1:])
+    scores = 0.5 * q @ k.transpose(2, 3)
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    weights = torch.softmax(scores.masked_fill(~torch.tensor(mask)[:, None], -torch.inf), -1)
+    (weights @ v).pow(3).sum().backward()
+    for grad, leaf in zip(jax.grad(mine, (0, 1, 2))(query, key, value), leaves, strict=True):
+        np.testing.assert_allclose(grad, leaf.grad.numpy(), atol=1e-4, rtol=1e-4)

@@ -33,10 +33,17 @@ def test_kernels_are_split_both_ways(mesh_4x2):
     assert spec_for("layers/mlp/down_proj/kernel", (2, 128, 64), mesh_4x2) == P(
         None, "tensor", "fsdp"
     )
-    assert spec_for("layers/mlp/down_proj/a", (2, 128, 4), mesh_4x2) == P(None, "tensor", None)
-    assert spec_for("opt/0/mu/layers/attn/q_proj/b", (2, 4, 64), mesh_4x2) == P(
-        None, None, "tensor"
+
+
+def test_adapters_are_split_over_all_chips(mesh_4x2):
+    assert spec_for("layers/mlp/down_proj/a", (2, 128, 4), mesh_4x2) == P(
+        None, ("tensor", "fsdp"), None
     )
+    assert spec_for("opt/0/mu/layers/attn/q_proj/b", (2, 4, 64), mesh_4x2) == P(
+        None, None, ("tensor", "fsdp")
+    )
+    # 2 divides 66, 8 does not
+    assert spec_for("layers/attn/q_proj/b", (2, 4, 66), mesh_4x2) == P(None, None, "tensor")
 
 
 def test_an_axis_that_does_not_divide_is_left_whole(mesh_4x2):

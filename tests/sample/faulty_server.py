@@ -14,6 +14,13 @@ from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from selfevo_jax.sample.http.calls import Limits
+from selfevo_jax.sample.http.client import HttpGenerator
+from selfevo_jax.sample.http.endpoint import Endpoint
+from selfevo_jax.sample.protocol import Request, SamplingParams
+
 FAULTS = ("429", "429 date", "500", "503", "slow", "cut", "error in 200", "not json", "drop")
 BILLED = ("slow", "cut", "not json")  # the work was done, the answer did not arrive
 
@@ -24,7 +31,7 @@ class FaultyServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, fault: Callable[[int], str] = lambda number: "", slow: float = 0.4) -> None:
+    def __init__(self, fault: Callable[[int], str] = lambda number: "", slow: float = 2.0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.fault, self.slow = fault, slow
         self.lock = threading.Lock()
@@ -124,3 +131,45 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+# ---- what the tests of the client share
+
+FAST = Limits(concurrency=16, timeout=30, attempts=30, backoff=0.002, longest_backoff=0.02)
+
+
+@pytest.fixture
+def serve():
+    """Starts faulty servers; stops them afterwards."""
+    running = []
+
+    def start(*arguments, **settings):
+        running.append(FaultyServer(*arguments, **settings))
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.stop()
+
+
+def asks(count: int, **sampling) -> list[Request]:
+    settings = SamplingParams(8, **sampling)
+    return [
+        Request(f"r{i}", [{"role": "user", "content": f"question {i}"}], settings, seed=i)
+        for i in range(count)
+    ]
+
+
+def client(server, *, limits=FAST, cap=None, cache=None, samples_per_call=1, **endpoint):
+    where = Endpoint(server.url, "m", **endpoint)
+    return HttpGenerator(
+        where, limits=limits, cap=cap, cache=cache, samples_per_call=samples_per_call
+    )
+
+
+def collect(completions) -> dict[str, str]:
+    found = {}
+    for completion in completions:
+        assert completion.id not in found
+        found[completion.id] = completion.text
+    return found

@@ -1,0 +1,145 @@
+"""The prompts in memory: read once, found again by their beginning.
+
+One cache row per prompt. A new prompt first takes over the beginning that it shares with any
+prompt in memory (same system turn, same examples; read by the same adapter), and only the rest
+is computed, `chunk` tokens at a time. What stands in a row beyond a prompt's end does no harm:
+slot = position, and no token sees a later position than its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from selfevo_jax.sample import device
+from selfevo_jax.sample.network import Network
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens as adapter number `adapter` (-1: the base) reads them."""
+
+    tokens: tuple[int, ...]
+    adapter: int = -1
+
+
+NOTHING = Passage(())
+
+
+class Prompts:
+    """A cache of `rows` rows; on a mesh, `lanes` passages are read together, else one by one."""
+
+    def __init__(self, network: Network, rows: int, length: int, chunk: int) -> None:
+        self._network, self._chunk, self._lanes = network, chunk, network.lanes
+        self.cache = network.empty_cache(rows, length)
+        self._known = [NOTHING] * rows
+        self._used = list(range(rows))  # rows, the longest unused first
+        self.tokens_read = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def read(self, passages: Sequence[Passage]) -> list[int]:
+        """Reads at most as many passages as there are rows: the row of each."""
+        taken: list[int] = []
+        for first in range(0, len(passages), self._lanes):
+            group = passages[first : first + self._lanes]
+            for _, part in self._parts(group, [len(p.tokens) for p in group], taken):
+                self.cache = self._network.call(device.read_chunk, self.cache, part)
+        return taken
+
+    def score(
+        self, passages: Sequence[Passage], starts: Sequence[int], top: int
+    ) -> Iterator[tuple[list[float], list[tuple[tuple[int, float], ...]]]]:
+        """For every passage: log-probabilities of its tokens from `start` >= 1 on, and the `top`
+        likeliest (token, log-probability) in each of these places."""
+        for first in range(0, len(passages), self._lanes):
+            group = passages[first : first + self._lanes]
+            yield from self._score(group, starts[first : first + self._lanes], top)
+
+    def _score(self, group, starts, top):
+        found: list[tuple[list[float], list]] = [([], []) for _ in group]
+        read = [Passage(passage.tokens[:-1], passage.adapter) for passage in group]
+        for done_m, part in self._parts(read, [start - 1 for start in starts], []):
+            firsts = [max(start - 1 - done_m[lane], 0) for lane, start in enumerate(starts)]
+            counts = part.count_m
+            if all(first >= count for first, count in zip(firsts, counts, strict=False)):
+                self.cache = self._network.call(device.read_chunk, self.cache, part)
+                continue
+            targets_mt = np.zeros_like(part.tokens_mt)
+            for lane, passage in enumerate(group):
+                targets = passage.tokens[done_m[lane] + 1 : done_m[lane] + counts[lane] + 1]
+                targets_mt[lane, : len(targets)] = targets
+            self.cache, *out = self._network.call(
+                device.score_chunk, self.cache, part, targets_mt, top=top
+            )
+            logps_mt, ids_mtk, best_mtk = jax.device_get(out)
+            for lane, first in enumerate(firsts):
+                places = lane, slice(first, counts[lane])
+                found[lane][0].extend(logps_mt[places].tolist())
+                pairs = zip(ids_mtk[places].tolist(), best_mtk[places].tolist(), strict=True)
+                found[lane][1].extend(tuple(zip(*pair, strict=True)) for pair in pairs)
+        return found
+
+    def _parts(
+        self, group: Sequence[Passage], reusable: Sequence[int], taken: list[int]
+    ) -> Iterator[tuple[np.ndarray, device.Part]]:
+        """(tokens already there [m], part) until the group is read; its rows join `taken`."""
+        lanes = len(group)
+        first = len(taken)
+        done_m = np.zeros(self._lanes, np.int32)
+        for lane, passage in enumerate(group):
+            row, done_m[lane] = self._take_over(passage, reusable[lane], taken)
+            taken.append(row)
+        idle = [row for row in range(len(self)) if row not in taken[first:]]
+        rows_m = np.array([*taken[first:], *idle][: self._lanes], np.int32)
+        adapter_m = np.array([p.adapter for p in group] + [-1] * (self._lanes - lanes), np.int32)
+        length_m = np.array([len(p.tokens) for p in group] + [0] * (self._lanes - lanes), np.int32)
+        while (done_m < length_m).any():
+            count_m = np.clip(length_m - done_m, 0, self._chunk)
+            tokens_mt = np.zeros((self._lanes, self._chunk), np.int32)
+            for lane, passage in enumerate(group):
+                tokens = passage.tokens[done_m[lane] : done_m[lane] + count_m[lane]]
+                tokens_mt[lane, : len(tokens)] = tokens
+            self.tokens_read += int(count_m.sum())
+            yield done_m, device.Part(rows_m, tokens_mt, done_m, count_m, adapter_m)
+            done_m = done_m + count_m
+        for row, passage in zip(taken[first:], group, strict=True):
+            if self._known[row].tokens[: len(passage.tokens)] != passage.tokens:
+                self._known[row] = passage
+
+    def _take_over(self, passage: Passage, most: int, taken: list[int]) -> tuple[int, int]:
+        """(row, tokens it already holds) for a passage; the row is none of `taken`."""
+        shared = [
+            _common(passage.tokens, known.tokens) if known.adapter == passage.adapter else 0
+            for known in self._known
+        ]
+        source = int(np.argmax(shared))
+        common = shared[source]
+        inside = common in (len(self._known[source].tokens), len(passage.tokens))
+        row = source if common and inside and source not in taken else self._oldest(taken, source)
+        keep = min(common, most)
+        if keep and row != source:
+            with self._network.on_mesh():
+                self.cache = device.repeat(self.cache, row, source)
+        if row != source or common < len(passage.tokens):
+            self._known[row] = NOTHING  # until it is read
+        self._used.remove(row)
+        self._used.append(row)
+        return row, keep
+
+    def _oldest(self, taken: list[int], source: int) -> int:
+        """The row unused for longest; `source` only if there is no other."""
+        free = [row for row in self._used if row not in taken]
+        return next((row for row in free if row != source), free[0])
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """The length of the common beginning."""
+    end = min(len(one), len(other))
+    if one[:end] == other[:end]:
+        return end
+    return next(index for index in range(end) if one[index] != other[index])

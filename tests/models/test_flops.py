@@ -1,0 +1,68 @@
+"""The flop formula against XLA's own count of the lowered step, for every family."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfevo_jax.learn.batches import Batches
+from selfevo_jax.learn.losses import Objective
+from selfevo_jax.learn.step import Frozen, Recipe, _accumulate
+from selfevo_jax.models.flops import forward_flops, mfu, train_flops
+from selfevo_jax.models.llama import abstract_params
+from selfevo_jax.models.lora import LoraConfig, init_lora
+from selfevo_jax.models.presets import PRESETS, preset
+from selfevo_jax.text.render import TokenExample, TokenSpan
+
+LENGTH = 256
+FAMILIES = {preset(name).family: name for name in PRESETS}
+
+
+def wide(family):
+    """One layer (XLA counts a loop's body once) as wide as real models, so that what is no matrix
+    product stays small; the family's biases, norms, caps and activation are kept."""
+    return dataclasses.replace(
+        preset(FAMILIES[family]), num_layers=1, hidden_size=2048, intermediate_size=5632,
+        num_heads=16, num_kv_heads=4, head_dim=128, vocab_size=4096, max_position=512, window=None,
+        alternate_window=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("lora", [LoraConfig(), None], ids=["lora", "full"])
+def test_within_two_percent_of_xla(family, lora):
+    config = wide(family)
+    tokens = np.arange(LENGTH + 1, dtype=np.int32)
+    example = TokenExample(
+        "one",
+        TokenSpan(tokens[:129], np.zeros(129, bool)),
+        (TokenSpan(tokens[129:], np.ones(LENGTH - 128, bool)),),
+    )
+    plan = Batches([example], batch_size=1, steps=1, seed=0, row_length=LENGTH)
+    (micro,) = plan.micro_batches(0)
+    assert micro.targets_bm.shape == (1, 128)  # one chunk of the head
+    params = abstract_params(config)
+    tree = jax.eval_shape(lambda: init_lora(config, LoraConfig(), jax.random.key(0)))
+    trainable, frozen = (tree, params) if lora else (params, {})
+    recipe = Recipe(config, Objective("sft"), lora)
+    others = Frozen(np.zeros_like(micro.counts_bek), np.zeros_like(micro.counts_bek))
+    lowered = jax.jit(functools.partial(_accumulate, recipe)).lower(
+        trainable, trainable, frozen, (micro, others), jnp.ones(1), 0.0, jax.random.key(0)
+    )
+    counted = lowered.cost_analysis()["flops"]
+    formula = train_flops(config, LENGTH, 128, lora=lora, keys=LENGTH, recompute=True)
+    assert formula == pytest.approx(counted, rel=0.02)
+
+
+def test_by_hand():
+    """2 tokens, 1 target: 7 kernels of 4 x 4 (kv 4 x 2), inner 8, vocabulary 10."""
+    config = dataclasses.replace(
+        preset("tiny"), hidden_size=4, intermediate_size=8, num_layers=3, num_heads=2,
+        num_kv_heads=1, head_dim=2, vocab_size=10,
+    )  # fmt: skip
+    kernels = 2 * (16 + 8 + 8 + 16 + 3 * 32)
+    assert forward_flops(config, 2, 1, keys=2) == 3 * 2 * (kernels + 4 * 4 * 2) + 2 * 4 * 10
+    assert mfu(1e12, 1.0, jax.devices()) is None  # no peak is listed for this CPU

@@ -1,0 +1,91 @@
+"""Splash attention, interpreted on the CPU, against plain attention: values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfevo_jax.models import splash
+from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, visible
+
+LENGTH = 250  # not a multiple of the kernel's blocks
+
+
+def packed_layout() -> Layout:
+    """Two rows: two examples with a prompt and two completions each; one example, then padding."""
+    positions, segments, branches = (np.zeros((2, LENGTH), np.int32) for _ in range(3))
+
+    def put(row, start, segment, prompt, *completions):
+        place = start
+        for branch, size in enumerate((prompt, *completions)):
+            first = prompt if branch else 0
+            positions[row, place : place + size] = first + np.arange(size)
+            segments[row, place : place + size] = segment
+            branches[row, place : place + size] = branch
+            place += size
+
+    put(0, 0, 1, 50, 30, 41)
+    put(0, 121, 2, 20, 60, 49)
+    put(1, 0, 1, 70, 5, 37)  # the rest, more than a block, is padding
+    return Layout(*map(jnp.asarray, (positions, segments, branches)))
+
+
+def draw(head_dim: int, heads: int = 4, kv_heads: int = 2):
+    keys = jax.random.split(jax.random.key(0), 4)
+    query_btnh = jax.random.normal(keys[0], (2, LENGTH, heads, head_dim))
+    key_bksh = jax.random.normal(keys[1], (2, kv_heads, LENGTH, head_dim))
+    value_bksh = jax.random.normal(keys[2], (2, kv_heads, LENGTH, head_dim))
+    return query_btnh, key_bksh, value_bksh, jax.random.normal(keys[3], query_btnh.shape)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "window", "softcap"),
+    [(100, NO_WINDOW, None), (64, 24, 5.0)],
+)
+def test_equals_plain_attention(head_dim, window, softcap):
+    layout = packed_layout()
+    mask_bts = visible(layout, layout, window)
+    *inputs, cotangent_btnh = draw(head_dim)
+    seen_bt11 = (layout.segments_bt > 0)[:, :, None, None]
+
+    def run(function, **options):
+        def total(query, key, value):
+            mixed = function(
+                query, key, value, mask_bts, scale=head_dim**-0.5, softcap=softcap, **options
+            )
+            return jnp.sum(jnp.where(seen_bt11, mixed * cotangent_btnh, 0)), mixed
+
+        (_, mixed), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*inputs)
+        assert all(jnp.isfinite(x).all() for x in (mixed, *grads))
+        return jnp.where(seen_bt11, mixed, 0), *grads
+
+    for ours, plain in zip(run(splash.attend, interpret=True), run(attend), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-5, rtol=2e-5)
+
+
+def test_the_mask_decides_what_is_seen():
+    """A completion does not change when the other completion of its prompt does."""
+    layout = packed_layout()
+    query_btnh, key_bksh, value_bksh, _ = draw(64)
+    mask_bts = visible(layout, layout)
+    other = np.flatnonzero((layout.branches_bt[0] == 1) & (layout.segments_bt[0] == 1))
+    mine = np.flatnonzero((layout.branches_bt[0] == 2) & (layout.segments_bt[0] == 1))
+    run = jax.jit(lambda value: splash.attend(
+        query_btnh, key_bksh, value, mask_bts, scale=0.125, interpret=True
+    ))  # fmt: skip
+    first, second = run(value_bksh), run(value_bksh.at[0, :, other].add(1.0))
+    assert np.array_equal(first[0, mine], second[0, mine])
+    assert not np.allclose(first[0, other], second[0, other])
+
+
+def test_only_tpus_are_served():
+    assert not splash.serves(LENGTH, LENGTH)  # this machine's backend is the CPU
+    mesh = jax.sharding.AbstractMesh(
+        (1, 1, 1),
+        ("data", "fsdp", "tensor"),
+        abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu"),
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert splash.serves(LENGTH, LENGTH)
+        assert not splash.serves(1, LENGTH)  # decoding
+        assert not splash.serves(100, 100)  # shorter than a block

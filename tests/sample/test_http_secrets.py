@@ -1,0 +1,124 @@
+"""Keys: where they may come from, and that they are nowhere to be found afterwards."""
+
+import importlib.util
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.sample.http.endpoint import Endpoint
+from selfevo_jax.sample.http.secret import Secret, secret_from_environment, secret_from_file
+from selfevo_jax.sample.protocol import Request
+
+spec = importlib.util.spec_from_file_location(
+    "faulty_server", Path(__file__).with_name("faulty_server.py")
+)
+faulty = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(faulty)
+
+CANARY = "sk-canary-0f3e9a7711d24c"
+serve, asks, client, collect = faulty.serve, faulty.asks, faulty.client, faulty.collect
+
+
+def test_addresses_that_a_key_must_not_go_to():
+    key = Secret(CANARY)
+    assert Endpoint("http://127.0.0.1:1/v1", "m", key=key).loopback
+    for url in (
+        f"https://user:{CANARY}@example.org/v1", f"https://example.org/v1?key={CANARY}",
+        "ftp://example.org", "example.org/v1", "http://example.org/v1",
+    ):  # fmt: skip
+        with pytest.raises(UserError) as caught:
+            Endpoint(url, "m", key=key)
+        assert CANARY not in str(caught.value)
+
+
+def test_keys_come_from_the_environment_or_a_private_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", f" {CANARY}\n")
+    assert secret_from_environment("SOME_KEY").reveal() == CANARY
+    with pytest.raises(UserError, match="NO_KEY"):
+        secret_from_environment("NO_KEY")
+    path = tmp_path / "key"
+    path.write_text(f"{CANARY}\n")
+    path.chmod(0o600)
+    assert secret_from_file(path).reveal() == CANARY
+    for mode in (0o644, 0o640, 0o660, 0o700):
+        path.chmod(mode)
+        with pytest.raises(UserError, match="chmod 600"):
+            secret_from_file(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        secret_from_file(tmp_path / "none")
+
+
+def test_a_secret_does_not_print_copy_or_compare():
+    import copy
+    import pickle
+
+    secret = Secret(CANARY)
+    assert (
+        CANARY
+        not in f"{secret} {secret!r} {[secret]} {Endpoint('https://a.b/v1', 'm', key=secret)}"
+    )
+    assert secret != CANARY
+    for leak in (pickle.dumps, copy.deepcopy, json.dumps):
+        with pytest.raises(TypeError):
+            leak(secret)
+
+
+def test_the_canary_is_nowhere(serve, tmp_path, caplog, monkeypatch):
+    """Every log at its most talkative, the cache, records, errors with their locals."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("SOME_KEY", CANARY)
+    server = serve(lambda number: random.Random(number).choice(["", "500", "429", "cut"]))
+    told = []
+    generator = client(server, cache=tmp_path / "c.db", key=secret_from_environment("SOME_KEY"))
+    told.append(repr(collect(generator.generate(asks(30)))))
+    assert {h["Authorization"] for h in server.headers} == {f"Bearer {CANARY}"}
+
+    class Echoing(faulty.Handler):
+        def answer(self, fault, reply):
+            status = 401 if fault else 200
+            error = {"message": f"Incorrect API key provided: {CANARY}", "code": 400}
+            self.send(status, json.dumps({"error": error}).encode())
+
+    server.RequestHandlerClass = Echoing
+    generator.close()
+    generator = client(server, cache=tmp_path / "c.db", key=secret_from_environment("SOME_KEY"))
+    for fault in ("401", ""):
+        server.fault = lambda number, fault=fault: fault
+        with pytest.raises(UserError) as caught:
+            collect(generator.generate([Request("new", asks(1)[0].messages, seed=77)]))
+        trace = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        told += [str(caught.value), "".join(trace.format()), repr(caught.value.__dict__)]
+        assert "***" in told[-3]
+    generator.close()
+    told += [record.getMessage() for record in caplog.records]
+    assert any("httpcore" in record.name for record in caplog.records)
+    told += [path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()]
+    assert [text for text in told if CANARY in text] == []
+
+
+def test_the_key_is_not_on_the_command_line_of_a_process_that_uses_it(serve):
+    server = serve()
+    code = (
+        "from selfevo_jax.sample.http.client import HttpGenerator\n"
+        "from selfevo_jax.sample.http.endpoint import Endpoint\n"
+        "from selfevo_jax.sample.http.secret import secret_from_environment\n"
+        "from selfevo_jax.sample.protocol import Request\n"
+        f"e = Endpoint({server.url!r}, 'm', key=secret_from_environment('SOME_KEY'))\n"
+        "q = Request('a', [{'role': 'user', 'content': 'q'}])\n"
+        "print(list(HttpGenerator(e).generate([q])))\n"
+        "print(open('/proc/self/cmdline').read())\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
+        env=os.environ | {"SOME_KEY": CANARY},
+    )  # fmt: skip
+    assert "answer to q" in ran.stdout and CANARY not in ran.stdout + ran.stderr
+    assert server.headers[0]["Authorization"] == f"Bearer {CANARY}"
