@@ -29,7 +29,8 @@ from selfevo_jax.text.render import TokenExample, TokenSpan
 @flax.struct.dataclass
 class MicroBatch:
     """Rows of one static shape, ready for the device. `sequences_bm` is slot * k + completion;
-    `weights_bm` is 0 for padding; `examples_be` indexes the data, -1 where a slot is empty."""
+    `weights_bm` is 0 for padding; `examples_be` indexes the data, -1 where a slot is empty;
+    `span` is the most places that an example takes."""
 
     tokens_bt: np.ndarray
     positions_bt: np.ndarray
@@ -41,18 +42,20 @@ class MicroBatch:
     weights_bm: np.ndarray
     examples_be: np.ndarray
     counts_bek: np.ndarray
+    span: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @dataclass(frozen=True)
 class Shape:
     """The one static shape of a run: rows of a micro-batch, row length, targets and example slots
-    of a row, completions of an example."""
+    of a row, completions of an example, the longest example."""
 
     rows: int
     length: int
     targets: int
     slots: int
     completions: int
+    span: int
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,8 @@ class Batches:
                 targets = max(targets, sum(len(self.packed[i].targets) for i in group))
                 slots = max(slots, len(group))
         completions = max(len(packed.counts) for packed in self.packed)
-        return Shape(rows, length, _round_up(targets, 32), slots, completions)
+        span = max(packed.length for packed in self.packed)
+        return Shape(rows, length, _round_up(targets, 32), slots, completions, span)
 
     def _fill(self, groups: list[list[int]]) -> MicroBatch:
         micro = _empty(self.shape)
@@ -346,6 +350,7 @@ def _empty(shape: Shape) -> MicroBatch:
         weights_bm=zeros(shape.targets, dtype=np.float32),
         examples_be=zeros(shape.slots) - 1,
         counts_bek=zeros(shape.slots, shape.completions, dtype=np.float32),
+        span=shape.span,
     )
 
 

@@ -37,7 +37,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving a tree of arrays as the state after `step` steps; returns at once."""
+        """Starts saving a tree of arrays as the state after `step` steps; returns at once.
+
+        Does nothing where that state is saved already (a resumed fit comes by again).
+        """
+        if step in self._manager.all_steps():
+            return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({"settings": self._settings})
         )
@@ -60,9 +65,13 @@ class Checkpoints:
         """Whether the machine said that it will be taken away (pods only)."""
         return self._manager.reached_preemption(step)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until what is being saved is complete."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go of the folder."""
+        self.wait()
         self._manager.close()
 
     def _refuse_others(self, saved: Mapping[str, Any]) -> None:

@@ -19,15 +19,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.learn.batches import Batches, MicroBatch, example_hash
+from selfevo_jax.learn.batches import Batches, MicroBatch
 from selfevo_jax.learn.checkpoints import Checkpoints
+from selfevo_jax.learn.held_out import Course, split_by_prompt
+from selfevo_jax.learn.joined import Joined, mismatched
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.metrics import MetricsLog
-from selfevo_jax.learn.optimizer import adamw, schedule
+from selfevo_jax.learn.optimizer import optimizer, schedule
 from selfevo_jax.learn.protocol import FitResult, FitSettings
-from selfevo_jax.learn.reference import ReferenceSums, adapter_hash, tree_hash
-from selfevo_jax.learn.step import Frozen, Recipe, Steps
+from selfevo_jax.learn.reference import adapter_hash, tree_hash
+from selfevo_jax.learn.step import Recipe, Steps
 from selfevo_jax.models.config import Compute, ModelConfig
+from selfevo_jax.models.flops import mfu, train_flops
 from selfevo_jax.models.lora import Adapter, adapter, init_lora
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
@@ -61,17 +64,23 @@ class Fit:
         start: dict | None,
         reference: Adapter | None,
         anchor: Adapter | None,
+        store: Path | None = None,
     ):
         self.base, self.objective, self.settings, self.folder = base, objective, settings, folder
-        self.hashes = [example_hash(example) for example in examples]
-        self.total = settings.total_steps(len(examples))
-        self.batches = self._plan(examples)
+        self.store = folder / "reference" if store is None else Path(store)
+        chosen, held = split_by_prompt(examples, settings.eval_share, settings.seed)
+        self.total = settings.total_steps(len(chosen))
+        self.data = self._joined(chosen, settings.batch_size, self.total)
+        self.held = self._joined(held, len(held), 1) if held else None
+        others = mismatched(chosen) if objective.needs_kl else []
+        self.others = self._joined(others, settings.batch_size, self.total) if others else None
         self.start = self._first(start)
         self.rate = schedule(settings.schedule, settings.lr, self.total, settings.warmup)
-        optimizer = adamw(self.rate, weight_decay=settings.weight_decay, clip=settings.clip)
+        chain = optimizer(
+            settings.optimizer, self.rate, weight_decay=settings.weight_decay, clip=settings.clip
+        )
         recipe = Recipe(base.config, objective, settings.lora, base.compute)
-        self.steps = Steps(recipe, optimizer, base.mesh, self.start)
-        self.recipe = recipe
+        self.steps = Steps(recipe, chain, base.mesh, self.start)
         self.policies = {"reference": reference, "anchor": anchor}
         self.at_reference = self._starts_at_reference(start, reference)
         self.key = jax.random.fold_in(jax.random.key(settings.seed), 1)
@@ -79,89 +88,150 @@ class Fit:
     def run(self, on_step: Callable[[Mapping[str, Any]], None] | None) -> FitResult:
         """Goes on from the newest checkpoint to the last step."""
         begun = time.monotonic()
-        checkpoints = Checkpoints(self.folder / "checkpoints", self._identity())
+        identity = self._identity()
+        checkpoints = Checkpoints(self.folder / "checkpoints", identity)
+        self.best = Checkpoints(self.folder / "best", identity, keep=1) if self.held else None
         done, state = self._restore(checkpoints)
-        metrics = MetricsLog(self.folder, done)
+        self.metrics = MetricsLog(self.folder, done)
+        self.course = Course(self.settings, self.metrics.rows)
+        self.on_step = on_step
         try:
-            self.frozen = self._frozen_sums() if done < self.total else {}
-            state = self._train(done, state, checkpoints, metrics, on_step)
+            if done < self.total and not self.course.stopped:
+                self._ask_frozen()
+                state = self._train(done, state, checkpoints)
+            trained = self._result(state["trainable"])
         finally:
             checkpoints.close()
-            metrics.close()
-        shift = self._shift(state["trainable"])
-        tokens = sum(row["tokens"] for row in metrics.rows)
-        seconds = time.monotonic() - begun
+            if self.best:
+                self.best.close()
+            self.metrics.close()
         return FitResult(
-            state["trainable"], self.settings.lora, metrics.rows, self.total, tokens, seconds, shift
+            trained=trained,
+            lora=self.settings.lora,
+            metrics=self.metrics.rows,
+            steps=len(self.metrics.rows),
+            tokens=sum(row["tokens"] for row in self.metrics.rows),
+            seconds=time.monotonic() - begun,
+            adapter_shift=self._shift(trained),
+            best_step=self.course.best_step,
         )
 
-    def _train(self, done, state, checkpoints, metrics, on_step):
+    def _train(self, done, state, checkpoints):
+        """Steps run ahead of their metrics by one, so that the device never waits for the host;
+        nothing is saved or measured before the metrics up to there are in and finite."""
         if done == 0:
-            log.info("compiling the training step for rows of %d tokens", self.batches.shape.length)
-        clock = time.monotonic()
+            log.info(
+                "compiling the training step for rows of %d tokens", self.data.batches.shape.length
+            )
+        self.clock = time.monotonic()
+        pending = None
         for step in range(done, self.total):
             state, sums = self._step(step, state)
-            row = self._row(step, sums)
-            self._refuse_non_finite(step, row)
-            if step == 0:
-                self._assert_start_is_reference(row)
-            clock, seconds = time.monotonic(), time.monotonic() - clock
-            metrics.add(
-                row,
-                {"step": step, "seconds": seconds, "tokens_per_second": row["tokens"] / seconds},
-            )
-            if on_step:
-                on_step(row)
-            if self._due(step + 1, checkpoints):
+            if pending:
+                self._report(*pending)
+            pending = (step, sums)
+            save, measure = self._due(step + 1, checkpoints), self._measured(step + 1)
+            if not (save or measure):
+                continue
+            self._report(*pending, self._measure(state["trainable"]) if measure else {})
+            pending = None
+            if self.course.best_step == step + 1:
+                self.best.save(step + 1, state["trainable"])
+            if save or self.course.stopped:
                 log.info("saving the state after step %d", step + 1)
-                metrics.sync()
+                self.metrics.sync()
                 checkpoints.save(step + 1, state)
+            if self.course.stopped:
+                log.info("stopping early: the held-out loss was lowest after step %d",
+                         self.course.best_step)  # fmt: skip
+                break
         return state
 
     def _step(self, step, state):
-        micros = [(micro, self._others(micro)) for micro in self.batches.micro_batches(step)]
+        micros = self.data.micro_batches(step)
+        trainable, frozen = state["trainable"], self._untrained()
+        kl = np.float32(0)
+        if self.others:
+            kl = self.steps.kl(trainable, frozen, self.others.micro_batches(step))
         grads, sums = self.steps.gradient(
-            state["trainable"], self._untrained(), micros, jax.random.fold_in(self.key, step)
+            trainable, frozen, micros, jax.random.fold_in(self.key, step), kl
         )
-        trainable, optimizer, norm = self.steps.update(
-            state["trainable"], state["optimizer"], grads
-        )
+        trainable, chain, norm = self.steps.update(trainable, state["optimizer"], grads)
         sums["grad_norm"] = norm
         sums["places"] = len(micros) * micros[0][0].tokens_bt.size
-        return {"trainable": trainable, "optimizer": optimizer}, jax.device_get(sums)
+        return {"trainable": trainable, "optimizer": chain}, sums
+
+    def _report(self, step, sums, measured=None):
+        """Fetches a step's metrics, refuses what is not finite, and writes them down."""
+        row = self._row(step, jax.device_get(sums)) | (measured or {})
+        self._refuse_non_finite(step, row)
+        if step == 0:
+            self._assert_start_is_reference(row)
+        self.course.add(row)
+        self.clock, seconds = time.monotonic(), time.monotonic() - self.clock
+        speed = {"tokens_per_second": row["tokens"] / seconds}
+        share = mfu(self._flops(step), seconds, self.base.mesh.devices.ravel().tolist())
+        if share is not None:
+            speed["mfu"] = share
+        self.metrics.add(row, {"step": step, "seconds": seconds, **speed})
+        if self.on_step:
+            self.on_step(row)
+
+    def _flops(self, step) -> float:
+        """Multiplications and additions that a step's useful tokens ask for."""
+        packed = [self.data.batches.packed[i] for i in self.data.batches.examples(step)]
+        return sum(
+            train_flops(self.base.config, one.length, len(one.targets), lora=self.settings.lora)
+            for one in packed
+        )
 
     def _row(self, step, sums) -> dict[str, Any]:
         """A step's metrics: sums over examples turned into means; nothing that a clock decides."""
         sums = {name: float(value) for name, value in sums.items()}
-        loss, norm, places = (sums.pop(name) for name in ("loss", "grad_norm", "places"))
-        examples, loss_tokens = sums.pop("examples"), sums.pop("loss_tokens")
-        tokens = self.batches.tokens(step)
+        norm, places = sums.pop("grad_norm"), sums.pop("places")
+        tokens = self.data.batches.tokens(step)
+        means = _means(sums)
         return {
             "step": step,
-            "epoch": step // self.batches.per_epoch,
-            "loss": loss,
+            "epoch": step // self.data.batches.per_epoch,
+            "loss": means.pop("loss"),
             "grad_norm": norm,
             "lr": float(self.rate(step)),
-            **{name: value / examples for name, value in sums.items()},
-            "examples": int(examples),
+            **means,
             "tokens": tokens,
-            "loss_tokens": int(loss_tokens),
             "padding_share": 1 - tokens / places,
         }
 
-    def _plan(self, examples) -> Batches:
+    def _measured(self, done: int) -> bool:
+        return bool(self.held) and (done % self.settings.eval_every == 0 or done == self.total)
+
+    def _measure(self, trainable) -> dict[str, float]:
+        """Metrics of the held-out examples, dropout off, named eval_..."""
+        sums = self.steps.evaluate(trainable, self._untrained(), self.held.micro_batches(0))
+        means = _means({name: float(value) for name, value in jax.device_get(sums).items()})
+        return {f"eval_{name}": value for name, value in means.items()}
+
+    def _result(self, last):
+        """The parameters that the fit gives: the last, or the best by the held-out loss."""
+        if self.settings.keep == "last":
+            return last
+        self.best.wait()
+        return self.best.restore(self.course.best_step, self.start)
+
+    def _joined(self, examples, batch_size: int, steps: int) -> Joined:
         settings, mesh = self.settings, self.base.mesh
         shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-        return Batches(
+        batches = Batches(
             examples,
-            batch_size=settings.batch_size,
-            steps=self.total,
+            batch_size=batch_size,
+            steps=steps,
             seed=settings.seed,
             rows=-(-settings.micro_rows // shards) * shards,
             row_length=settings.row_length,
             ld_alpha=self.objective.ld_alpha,
-            row_cost=lambda length: _row_cost(self.base.config, length),
+            row_cost=row_cost,
         )
+        return Joined(examples, batches)
 
     def _first(self, start: dict | None) -> dict:
         """The tree that training starts from."""
@@ -207,7 +277,8 @@ class Fit:
         """What must be equal for a resume to be the same fit."""
         settings = dataclasses.asdict(self.settings)
         del settings["checkpoint_every"]
-        data = hashlib.sha256("\n".join(self.hashes).encode()).hexdigest()
+        hashes = self.data.hashes + (self.held.hashes if self.held else [])
+        data = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         return {
             "base": self.base.hash,
             "tokenizer": self.base.tokenizer_hash,
@@ -222,55 +293,27 @@ class Fit:
             **{f"learn.{name}": value for name, value in settings.items()},
         }
 
-    def _frozen_sums(self) -> dict[str, np.ndarray]:
-        """The tables of log-prob sums of the frozen policies that the objective uses."""
+    def _ask_frozen(self) -> None:
+        """Gives every plan the log-prob sums of the frozen policies that the objective uses."""
         needed = {
             "reference": self.objective.needs_reference,
             "anchor": self.objective.needs_anchor,
         }
-        return {name: self._policy_sums(self.policies[name]) for name in needed if needed[name]}
-
-    def _policy_sums(self, policy: Adapter | None) -> np.ndarray:
-        """float32 [n, k], from the store or computed in the rows of the first epoch."""
         base = self.base
         dtype = jnp.dtype(base.compute.dtype).name
         weighting = f"ld_alpha={self.objective.ld_alpha!r}"
-        key = (base.hash, adapter_hash(policy), base.tokenizer_hash, dtype, weighting)
-        store = ReferenceSums(self.folder / "reference", key)
-        missing = store.missing(self.hashes)
-        if missing:
-            log.info("computing reference log-probs of %d examples", len(missing))
-        found = {}
-        for step in range(min(self.total, self.batches.per_epoch)):
-            if missing.isdisjoint(self.hashes[index] for index in self.batches.examples(step)):
-                continue
-            for micro in self.batches.micro_batches(step):
-                found |= self._by_hash(micro, self.steps.sums(base.params, policy, micro))
-        if found:
-            store.add(list(found), np.stack(list(found.values())))
-        return store.table(self.hashes)
-
-    def _by_hash(self, micro: MicroBatch, sums_bek: np.ndarray) -> dict[str, np.ndarray]:
-        filled = np.argwhere(micro.examples_be >= 0)
-        return {self.hashes[micro.examples_be[b, e]]: sums_bek[b, e] for b, e in filled}
-
-    def _others(self, micro: MicroBatch) -> Frozen:
-        """The frozen policies' sums of a micro-batch, joined by example."""
-
-        def sums(name: str) -> np.ndarray:
-            if name not in self.frozen:
-                return np.zeros_like(micro.counts_bek)
-            rows = self.frozen[name][np.maximum(micro.examples_be, 0)]
-            return np.where(micro.examples_be[..., None] >= 0, rows, 0).astype(np.float32)
-
-        return Frozen(sums("reference"), sums("anchor"))
+        for name in (name for name in needed if needed[name]):
+            policy = self.policies[name]
+            key = (base.hash, adapter_hash(policy), base.tokenizer_hash, dtype, weighting)
+            for joined in filter(None, (self.data, self.held, self.others)):
+                joined.add_policy(name, policy, base.params, self.steps, self.store, key)
 
     def _refuse_non_finite(self, step: int, row: Mapping[str, Any]) -> None:
         if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
             return
         path = self.folder / "not_finite.json"
         path.write_text(
-            json.dumps({"step": step, "ids": self.batches.ids(step), "metrics": row}, indent=1)
+            json.dumps({"step": step, "ids": self.data.batches.ids(step), "metrics": row}, indent=1)
         )
         raise UserError(
             f"loss {row['loss']} and gradient norm {row['grad_norm']} at step {step}: training "
@@ -286,7 +329,7 @@ class Fit:
 
     def _shift(self, trained: dict) -> float:
         """Largest change of a log-prob sum by the fit, over the first micro-batch."""
-        micro = next(self.batches.micro_batches(0))
+        micro = next(self.data.batches.micro_batches(0))
         before, after = (self._sums_of(tree, micro) for tree in (self.start, trained))
         shift = float(np.abs(after - before).max())
         if shift == 0:
@@ -315,9 +358,15 @@ def _refuse_other_shape(start: dict, wanted: dict) -> None:
         )
 
 
-def _row_cost(config: ModelConfig, length: int) -> float:
-    """Work of a row, up to a factor: matrix products, and attention over all its places."""
-    heads = config.num_heads * config.head_dim
-    kernels = 2 * config.hidden_size * (heads + config.num_kv_heads * config.head_dim)
-    kernels += 3 * config.hidden_size * config.intermediate_size
-    return length * (kernels + 2 * length * heads)
+def row_cost(length: int) -> float:
+    """Work of a row, up to a factor. Attention is banded, so it grows with the length alone; what
+    a row costs besides its places (a pass over the kernels) is worth some 32 of them."""
+    return length + 32.0
+
+
+def _means(sums: dict[str, float]) -> dict[str, Any]:
+    """Sums over examples as means; `loss` is final, counts stay counts."""
+    sums = dict(sums)
+    examples, loss_tokens = sums.pop("examples"), sums.pop("loss_tokens")
+    means = {name: value if name == "loss" else value / examples for name, value in sums.items()}
+    return means | {"examples": int(examples), "loss_tokens": int(loss_tokens)}

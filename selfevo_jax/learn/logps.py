@@ -40,7 +40,7 @@ def sequence_sums(
     Differentiable in `adapter`, and in `params` when `train_head` is set (without it, no
     gradient reaches the head).
     """
-    layout = Layout(batch.positions_bt, batch.segments_bt, batch.branches_bt)
+    layout = Layout(batch.positions_bt, batch.segments_bt, batch.branches_bt, batch.span)
     hidden_btd = forward(
         config, params, batch.tokens_bt, layout,
         compute=compute, adapter=adapter, dropout_key=dropout_key,
@@ -85,7 +85,7 @@ def target_logps(
 
 
 def _chunk_logps(config, head, hidden_bcd, targets_bc):
-    """(logps [b, c], softmax [b, c, v]) of one chunk."""
+    """Log-probs [b, c] of one chunk."""
     log_probs_bcv = jax.nn.log_softmax(logits(config, head, hidden_bcd))
     return jnp.take_along_axis(log_probs_bcv, targets_bc[:, :, None], axis=-1)[..., 0]
 
@@ -118,9 +118,7 @@ def _frozen_forward(config, chunk, head, hidden_bmd, targets_bm, listed_bm):
     def body(index, carry):
         logps_bm, slopes_bmd = carry
         hidden_bcd, targets_bc = (_take(x, index, chunk) for x in (hidden_bmd, targets_bm))
-        logps_bc, pull = jax.vjp(lambda h: _chunk_logps(config, head, h, targets_bc), hidden_bcd)
-        # Rows do not mix, so the pull-back of ones is each target's own gradient.
-        (slopes_bcd,) = pull(jnp.ones_like(logps_bc))
+        logps_bc, slopes_bcd = _chunk_slopes(config, head, hidden_bcd, targets_bc)
         return _put(logps_bm, logps_bc, index, chunk), _put(slopes_bmd, slopes_bcd, index, chunk)
 
     start = (jnp.zeros(targets_bm.shape, jnp.float32), jnp.zeros_like(hidden_bmd))
@@ -132,6 +130,42 @@ def _frozen_backward(config, chunk, slopes_bmd, cotangent_bm):
 
 
 _frozen.defvjp(_frozen_forward, _frozen_backward)
+
+
+def _chunk_slopes(config, head, hidden_bcd, targets_bc):
+    """(logps [b, c], d logp / d hidden [b, c, d]) of one chunk.
+
+    With z the logits, f = 1 - (z / cap)^2 the slope of the soft cap (1 without), d logp / d z =
+    (onehot - softmax(z)) f; the one-hot part is a row of the head, so it is looked up.
+    """
+    scores_bcv = logits(config, head, hidden_bcd)
+    norm_bc = jax.nn.logsumexp(scores_bcv, axis=-1)
+    chosen_bc = jnp.take_along_axis(scores_bcv, targets_bc[:, :, None], axis=-1)[..., 0]
+    weights_bcv = jnp.exp(scores_bcv - norm_bc[:, :, None])
+    rows_bcd = _head_rows(head, targets_bc)
+    if config.final_softcap is not None:
+        weights_bcv *= 1 - (scores_bcv / config.final_softcap) ** 2
+        rows_bcd *= 1 - (chosen_bc / config.final_softcap)[:, :, None] ** 2
+    mean_bcd = _through_head(head, weights_bcv.astype(hidden_bcd.dtype))
+    return chosen_bc - norm_bc, rows_bcd - mean_bcd
+
+
+def _head_rows(head, targets_bc):
+    """The head's columns for these targets, float32 [b, c, d]."""
+    if "lm_head" in head:
+        columns_dbc = jnp.take(head["lm_head"]["kernel"], targets_bc, axis=1)
+        return jnp.moveaxis(columns_dbc, 0, -1).astype(jnp.float32)
+    return jnp.take(head["embed_tokens"]["embedding"], targets_bc, axis=0).astype(jnp.float32)
+
+
+def _through_head(head, weights_bcv):
+    """`weights` [b, c, v] times the transposed head, float32 [b, c, d]."""
+    tied = "lm_head" not in head
+    table = head["embed_tokens"]["embedding"] if tied else head["lm_head"]["kernel"]
+    form = "bcv,vd->bcd" if tied else "bcv,dv->bcd"
+    return jnp.einsum(
+        form, weights_bcv, table.astype(weights_bcv.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def _used_chunks(listed_bm, chunk):

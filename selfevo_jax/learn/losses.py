@@ -56,8 +56,9 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Objective:
-    """What `fit` minimises: one loss of `LOSSES` and its constants.
+    """What `fit` minimises: a loss of `LOSSES`, or several by weight, and their constants.
 
+    loss            a name, or names with weights: `dpo+0.5*ipo`
     beta            strength of the pull to the reference (for `inpo`: eta; for `simpo`: the scale)
     label_smoothing share of labels thought to be flipped (dpo, cpo, simpo, robust)
     margin          `simpo`: the target reward margin gamma; `ranking`: the margin of the hinge
@@ -81,9 +82,7 @@ class Objective:
     sft_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            near = difflib.get_close_matches(self.loss, LOSSES, 3, 0.3) or sorted(LOSSES)
-            raise UserError(f"objective.loss {self.loss!r} is unknown; nearest: {', '.join(near)}")
+        self._check_losses()
         if self.beta <= 0 and self.pairs:
             raise UserError(f"objective.beta is {self.beta}: it must be positive")
         if not 0 <= self.label_smoothing < 0.5:
@@ -97,25 +96,56 @@ class Objective:
                 "objective.ld_alpha re-weights completion tokens: it cannot join an SFT term"
             )
 
+    def _check_losses(self) -> None:
+        for name in self.loss.split("+"):
+            name = name.split("*")[-1]
+            if name not in LOSSES:
+                near = difflib.get_close_matches(name, LOSSES, 3, 0.3) or sorted(LOSSES)
+                raise UserError(f"objective.loss {name!r} is unknown; nearest: {', '.join(near)}")
+        mixed = self.weights
+        if len(mixed) > 1 and not all(LOSSES[name].pairs for name in mixed):
+            raise UserError("objective.loss mixes losses of pairs; for an SFT term use sft_weight")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Loss -> weight: `dpo` is {dpo: 1}, `dpo+0.5*ipo` is {dpo: 1, ipo: 0.5}."""
+        found = {}
+        for part in self.loss.split("+"):
+            number, star, name = part.rpartition("*")
+            try:
+                found[name] = float(number) if star else 1.0
+            except ValueError as error:
+                raise UserError(
+                    f"objective.loss {self.loss!r}: {number!r} is no weight; write 0.5*{name}"
+                ) from error
+        return found
+
     @property
     def pairs(self) -> bool:
         """Whether examples must have exactly two completions, chosen first."""
-        return LOSSES[self.loss].pairs
+        return all(LOSSES[name].pairs for name in self.weights)
 
     @property
     def needs_reference(self) -> bool:
         """Whether reference log-probs enter the loss."""
-        return LOSSES[self.loss].reference and not self.reference_free
+        return any(LOSSES[name].reference for name in self.weights) and not self.reference_free
 
     @property
     def needs_anchor(self) -> bool:
         """Whether log-probs of a second frozen policy enter the loss."""
-        return self.loss == "inpo" and self.ratio != 1
+        return "inpo" in self.weights and self.ratio != 1
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether an estimate of the KL to the reference enters the loss."""
+        return "kto" in self.weights
 
     @property
     def nll_weight(self) -> float:
         """The weight of the added NLL of the chosen completion."""
-        return LOSSES[self.loss].nll_weight if self.sft_weight is None else self.sft_weight
+        if self.sft_weight is not None:
+            return self.sft_weight
+        return sum(weight * LOSSES[name].nll_weight for name, weight in self.weights.items())
 
 
 @dataclass(frozen=True)
@@ -229,6 +259,11 @@ def kto(
     return jnp.where(desirable, good, bad)
 
 
+def _kto_pair(chosen: Sequences, rejected: Sequences, o: Objective, kl: jax.Array) -> jax.Array:
+    """KTO's mean over a pair's sequences, the chosen desirable and the rejected not."""
+    return (kto(chosen.log_ratio, True, kl, o) + kto(rejected.log_ratio, False, kl, o)) / 2
+
+
 def _smoothed(logit: jax.Array, smoothing: float) -> jax.Array:
     return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)
 
@@ -264,6 +299,7 @@ LOSSES: dict[str, Loss] = {
     "inpo": Loss(inpo),
     "ranking": Loss(ranking),
     "apo_zero": Loss(apo_zero),
+    "kto": Loss(_kto_pair),
 }
 
 
@@ -278,10 +314,13 @@ def sft_sequence(logps: jax.Array, tokens: jax.Array) -> Term:
     return Term(-jnp.sum(means), jnp.sum(tokens > 0).astype(jnp.float32))
 
 
-def loss_terms(objective: Objective, sequences: Sequences) -> tuple[Term, ...]:
+def loss_terms(
+    objective: Objective, sequences: Sequences, kl: jax.Array | float = 0.0
+) -> tuple[Term, ...]:
     """The parts of the loss of a micro-batch whose arrays are [..., k], k completions an example.
 
-    Empty slots have `tokens` 0 everywhere and count for nothing.
+    `kl` is the batch's KL estimate, for `kto` alone. Empty slots have `tokens` 0 everywhere and
+    count for nothing.
     """
     if objective.loss == "sft":
         return (sft(sequences.logps, sequences.tokens),)
@@ -289,10 +328,13 @@ def loss_terms(objective: Objective, sequences: Sequences) -> tuple[Term, ...]:
         return (sft_sequence(sequences.logps, sequences.tokens),)
     chosen, rejected = sequences.take(0), sequences.take(1)
     filled = chosen.tokens > 0
-    losses = LOSSES[objective.loss].formula(
-        _or_uniform(chosen, objective), _or_uniform(rejected, objective), objective
-    )
-    terms = (Term(jnp.sum(jnp.where(filled, losses, 0)), jnp.sum(filled).astype(jnp.float32)),)
+    sides = _or_uniform(chosen, objective), _or_uniform(rejected, objective)
+    count = jnp.sum(filled).astype(jnp.float32)
+    terms = ()
+    for name, weight in objective.weights.items():
+        extra = (jnp.asarray(kl),) if name == "kto" else ()
+        losses = LOSSES[name].formula(*sides, objective, *extra)
+        terms += (Term(jnp.sum(jnp.where(filled, losses, 0)), count, weight),)
     if objective.nll_weight:
         nll = sft(chosen.logps, chosen.tokens)
         terms += (dataclasses.replace(nll, weight=objective.nll_weight),)
@@ -303,7 +345,9 @@ def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Arr
     """Sums over examples (divide by `examples`) of what is worth watching; scalars.
 
     Rewards are beta times the summed log-ratio to the reference, also for losses that take its
-    token mean, so that they compare across losses; `accuracy` counts pairs with a positive margin.
+    token mean, so that they compare across losses; `accuracy` counts pairs with a positive margin;
+    `kl` is the mean of log_ratio^2 / 2 (Schulman's k2), unbiased to second order where the
+    completions come from the policy or its reference.
     """
     filled = sequences.tokens[..., 0] > 0
     sums = {
@@ -316,6 +360,7 @@ def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Arr
     for name, index, sign in (("chosen", 0, 1), ("rejected", 1, -1)):
         side = _or_uniform(sequences.take(index), objective)
         sums[f"logps_{name}"] = jnp.sum(side.logps)
+        sums["kl"] = sums.get("kl", 0.0) + jnp.sum(jnp.where(filled, side.log_ratio**2, 0)) / 4
         sums[f"tokens_{name}"] = jnp.sum(side.tokens)
         sums[f"reward_{name}"] = objective.beta * jnp.sum(jnp.where(filled, side.log_ratio, 0))
         margin += sign * jnp.where(filled, side.log_ratio, 0)

@@ -1,4 +1,4 @@
-"""AdamW with clipping and a schedule, from optax.
+"""AdamW, Adafactor and Lion with clipping and a schedule, from optax.
 
 Weight decay acts on kernels and LoRA factors, not on norms and biases.
 """
@@ -15,6 +15,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.parallel.rules import path_name
 
 SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "adafactor", "lion")
 
 
 def schedule(name: str, lr: float, steps: int, warmup: float) -> Callable[[Any], Any]:
@@ -38,12 +39,32 @@ def schedule(name: str, lr: float, steps: int, warmup: float) -> Callable[[Any],
     return optax.join_schedules([ramp, after], [rising])
 
 
-def adamw(
-    rate: Callable[[Any], Any], *, weight_decay: float = 0.0, clip: float | None = 1.0
+def optimizer(
+    name: str,
+    rate: Callable[[Any], Any],
+    *,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter, 2019) after clipping to a global norm of `clip` (None: off)."""
+    """One of OPTIMIZERS after clipping to a global norm of `clip` (None: off).
+
+    AdamW: Loshchilov & Hutter, 2019. Adafactor: Shazeer & Stern, 2018, with its factored second
+    moments but our learning rate as it is. Lion: Chen et al., 2023. Decay is decoupled and scaled
+    by the rate in all three. Raises UserError for another name.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"learn.optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
     steps = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    steps.append(optax.adamw(rate, weight_decay=weight_decay, mask=_decayed))
+    if name == "adafactor":
+        steps += [
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(weight_decay, mask=_decayed),
+            optax.scale_by_learning_rate(rate),
+        ]
+    else:
+        make = {"adamw": optax.adamw, "lion": optax.lion}[name]
+        steps.append(make(rate, weight_decay=weight_decay, mask=_decayed))
     return optax.chain(*steps)
 
 

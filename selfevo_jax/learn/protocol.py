@@ -26,6 +26,12 @@ class FitSettings:
     clip             largest global norm of the gradient; None: no clipping
     lora             the adapter's shape; None trains all parameters
     checkpoint_every steps between checkpoints (the last step is always saved)
+    optimizer        adamw | adafactor | lion
+    eval_share       share of the prompts that is held out and only measured (0: none); all
+                     examples of a prompt go to one side
+    eval_every       steps between measurements (the last step is always measured)
+    keep             last | best: the parameters that the fit gives, best by the held-out loss
+    patience         stop after so many measurements without a better one (None: never)
     """
 
     epochs: int = 1
@@ -41,15 +47,28 @@ class FitSettings:
     seed: int = 0
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     checkpoint_every: int = 50
+    optimizer: str = "adamw"
+    eval_share: float = 0.0
+    eval_every: int = 50
+    keep: str = "last"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_rows", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "micro_rows", "checkpoint_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"learn.{name} is {getattr(self, name)}: it must be at least 1")
         if self.steps is not None and self.steps < 1:
             raise UserError(
                 f"learn.steps is {self.steps}: it must be at least 1, or None to use epochs"
             )
+        if not 0 <= self.eval_share < 1:
+            raise UserError(f"learn.eval_share is {self.eval_share}: it is a share, below 1")
+        if self.keep not in ("last", "best"):
+            raise UserError(f"learn.keep is {self.keep!r}: use last or best")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"learn.patience is {self.patience}: at least 1, or None for never")
+        if not self.eval_share and (self.keep == "best" or self.patience is not None):
+            raise UserError("learn.keep=best and learn.patience need learn.eval_share above 0")
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a fit to that many examples."""
@@ -60,6 +79,8 @@ class FitSettings:
 class FitResult:
     """What a fit gives. `trained` is a LoRA tree, or all parameters where `lora` is None.
 
+    steps          optimiser steps taken: fewer than planned after an early stop
+    best_step      steps after which `trained` was best, None without held-out prompts
     tokens         tokens computed (prompts once, no padding); seconds: wall clock of this call
     adapter_shift  largest change of a sequence's log-prob sum, over the first micro-batch
     """
@@ -71,6 +92,7 @@ class FitResult:
     tokens: int
     seconds: float
     adapter_shift: float
+    best_step: int | None = None
 
 
 class Trainer(Protocol):
@@ -86,6 +108,7 @@ class Trainer(Protocol):
         start: dict | None = None,
         reference: Adapter | None = None,
         anchor: Adapter | None = None,
+        store: Path | None = None,
         on_step: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> FitResult:
         """Trains and returns; `folder` keeps checkpoints and metrics and makes it resumable.
@@ -93,6 +116,8 @@ class Trainer(Protocol):
         start      the LoRA tree to go on from (None: a fresh one)
         reference  adapter of the frozen reference policy (None: the base itself)
         anchor     adapter of `inpo`'s second frozen policy (None: the base itself)
+        store      folder of reference log-probs; fits that share it (rounds, sweeps over beta)
+                   compute each only once (None: `folder`/reference)
         on_step    called with each step's metrics
 
         Raises `UserError` for examples that must not be trained on, a folder that holds another

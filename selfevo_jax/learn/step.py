@@ -2,6 +2,8 @@
 
     reference_sums   log-prob sums of a micro-batch, no gradient
     accumulate       adds a micro-batch's share of the batch's loss, gradient and metrics
+    evaluate         a batch's loss and metrics, no gradient and no dropout
+    kl               KTO's estimate of the KL, from mismatched completions of the whole batch
     update           one optimiser step from the accumulated gradient
 
 What is trained is one tree, what is frozen another: a LoRA tree beside the base, or the whole
@@ -77,6 +79,7 @@ class Steps:
         self._accumulate = jax.jit(
             functools.partial(_accumulate, recipe), donate_argnums=0, out_shardings=(placed, whole)
         )
+        self._measure = jax.jit(functools.partial(_measure, recipe), out_shardings=whole)
         self._update = jax.jit(
             functools.partial(_update, optimizer),
             donate_argnums=(0, 1),
@@ -99,15 +102,14 @@ class Steps:
         frozen: Any,
         batches: Sequence[tuple[MicroBatch, Frozen]],
         key: jax.Array,
+        kl: float = 0.0,
     ) -> tuple[Any, dict[str, jax.Array]]:
         """The gradient of a whole batch's loss, and sums of its metrics (`loss` is final).
 
-        `key` seeds dropout; micro-batch i uses `fold_in(key, i)`.
+        `key` seeds dropout; micro-batch i uses `fold_in(key, i)`. `kl` is for KTO alone.
         """
         with jax.set_mesh(self._mesh):
-            denominators = sum(
-                np.asarray(self._denominators(batch.counts_bek)) for batch, _ in batches
-            )
+            denominators = self._of_batch(batches)
             grads, totals = self._zeros(trainable), None
             for index, micro in enumerate(batches):
                 grads, sums = self._accumulate(
@@ -116,10 +118,40 @@ class Steps:
                     frozen,
                     self._put(micro),
                     denominators,
+                    np.float32(kl),
                     jax.random.fold_in(key, index),
                 )
                 totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
             return grads, totals
+
+    def evaluate(
+        self, trainable: Any, frozen: Any, batches: Sequence[tuple[MicroBatch, Frozen]]
+    ) -> dict[str, jax.Array]:
+        """Sums of a whole batch's metrics (`loss` is final), dropout off, KTO's KL taken as 0."""
+        with jax.set_mesh(self._mesh):
+            denominators = self._of_batch(batches)
+            rows = [
+                self._measure(trainable, frozen, self._put(micro), denominators)
+                for micro in batches
+            ]
+            return jax.tree.map(lambda *parts: sum(parts), *rows)
+
+    def kl(
+        self, trainable: Any, frozen: Any, batches: Sequence[tuple[MicroBatch, Frozen]]
+    ) -> np.float32:
+        """max(0, mean log-ratio to the reference) over a batch of mismatched completions."""
+        params, lora = self._recipe.assemble(trainable, frozen)
+        ratio = count = 0.0
+        for micro, others in batches:
+            filled = micro.counts_bek > 0
+            sums_bek = self.sums(params, lora, micro)
+            ratio += float(np.sum(np.where(filled, sums_bek - others.reference_bek, 0)))
+            count += float(filled.sum())
+        return np.float32(max(0.0, ratio / max(count, 1.0)))
+
+    def _of_batch(self, batches) -> np.ndarray:
+        """The denominators of the loss's terms over a whole batch."""
+        return sum(np.asarray(self._denominators(batch.counts_bek)) for batch, _ in batches)
 
     def update(self, trainable: Any, state: Any, grads: Any) -> tuple[Any, Any, jax.Array]:
         """(trainable, optimiser state, gradient norm before clipping); the inputs are used up."""
@@ -147,21 +179,25 @@ def _denominators(objective: Objective, counts_bek):
     return jnp.stack([term.denominator for term in terms])
 
 
-def _loss(recipe: Recipe, trainable, frozen, batch: MicroBatch, others: Frozen, denominators, key):
+def _loss(recipe: Recipe, trainable, frozen, batch, others: Frozen, denominators, kl, key):
     params, lora = recipe.assemble(trainable, frozen)
     logps_bek = sequence_sums(
         recipe.config, params, lora, batch,
         compute=recipe.compute, dropout_key=key, train_head=recipe.lora is None, chunk=recipe.chunk,
     )  # fmt: skip
     sequences = Sequences(logps_bek, batch.counts_bek, others.reference_bek, others.anchor_bek)
-    terms = loss_terms(recipe.objective, sequences)
+    terms = loss_terms(recipe.objective, sequences, kl)
     loss = sum(term.weight * term.numerator / denominators[i] for i, term in enumerate(terms))
     return loss, {"loss": loss, **metric_sums(recipe.objective, sequences)}
 
 
-def _accumulate(recipe: Recipe, grads, trainable, frozen, micro, denominators, key):
+def _measure(recipe: Recipe, trainable, frozen, micro, denominators):
+    return _loss(recipe, trainable, frozen, *micro, denominators, 0.0, None)[1]
+
+
+def _accumulate(recipe: Recipe, grads, trainable, frozen, micro, denominators, kl, key):
     loss = functools.partial(_loss, recipe)
-    new, sums = jax.grad(loss, has_aux=True)(trainable, frozen, *micro, denominators, key)
+    new, sums = jax.grad(loss, has_aux=True)(trainable, frozen, *micro, denominators, kl, key)
     return jax.tree.map(jnp.add, grads, new), sums
 
 

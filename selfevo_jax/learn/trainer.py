@@ -22,6 +22,7 @@ from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitResult, FitSettings, Trainer
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.lora import Adapter
+from selfevo_jax.models.quantize import quantization, refuse_quantized
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.text.render import TokenExample
@@ -45,7 +46,9 @@ class JaxTrainer:
         mesh = make_mesh() if mesh is None else mesh
         placed = jax.device_put(params, shardings(params, mesh))
         tokenizer_hash = "none" if tokenizer is None else tokenizer.hash
-        self.base = Base(config, placed, compute, mesh, base_hash, tokenizer_hash)
+        kind = quantization(params)  # other sums than those of the full base
+        stored = base_hash if kind is None else f"{base_hash}+{kind}"
+        self.base = Base(config, placed, compute, mesh, stored, tokenizer_hash)
 
     def fit(
         self,
@@ -57,11 +60,15 @@ class JaxTrainer:
         start: dict | None = None,
         reference: Adapter | None = None,
         anchor: Adapter | None = None,
+        store: Path | None = None,
         on_step: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> FitResult:
         """See `Trainer.fit`."""
+        if settings.lora is None:
+            refuse_quantized(self.base.params, "train all parameters of this base")
         longest = self.base.config.max_position
         check_examples(examples, pairs=objective.pairs, max_length=longest)
-        folder = Path(folder)
-        fit = Fit(self.base, examples, objective, settings, folder, start, reference, anchor)
+        fit = Fit(
+            self.base, examples, objective, settings, Path(folder), start, reference, anchor, store
+        )
         return fit.run(on_step)

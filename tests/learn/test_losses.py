@@ -128,6 +128,11 @@ def test_added_sft_term_equals_trl(batch):
     )
 
 
+def test_mixed_losses_equal_trl(batch):
+    expected, _ = trl_dpo(batch, ["sigmoid", "hinge"], weights=[1.0, 0.4])
+    assert ours(Objective("dpo+0.4*hinge"), sequences(batch)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_metrics_equal_trl(batch):
     _, expected = trl_dpo(batch, ["sigmoid"])
     sums = {k: float(v) / PAIRS for k, v in metric_sums(Objective("dpo"), sequences(batch)).items()}
@@ -196,6 +201,9 @@ def test_kto_equals_trl(batch):
     ratio = jnp.asarray(batch.policy.sum(1) - batch.reference.sum(1), jnp.float32)
     mine = losses.kto(ratio, jnp.asarray(labels), jnp.float32(1.5), objective).mean()
     assert float(mine) == pytest.approx(expected, rel=1e-5)
+    objective = Objective("kto", desirable=1.3, undesirable=0.7)
+    (term,) = loss_terms(objective, sequences(batch), jnp.float32(1.5))
+    assert float(term.numerator / term.denominator) == pytest.approx(expected, rel=1e-5)
 
 
 def test_losses_that_trl_lacks_by_hand():
@@ -244,6 +252,9 @@ def test_step_zero_is_log_two(batch):
     ("options", "message"),
     [
         ({"loss": "dop"}, "nearest: dpo"),
+        ({"loss": "dpo+0.5*ipi"}, "nearest: ipo"),
+        ({"loss": "dpo+half*ipo"}, "no weight"),
+        ({"loss": "dpo+sft"}, "sft_weight"),
         ({"beta": 0.0}, "beta"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
         ({"ld_alpha": 0.5, "sft_weight": 1.0}, "ld_alpha"),

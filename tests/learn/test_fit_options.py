@@ -1,0 +1,116 @@
+"""Held-out prompts, early stop, shared reference sums, KTO, and training on a quantised base."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.learn.held_out import Course, split_by_prompt
+from selfevo_jax.learn.losses import Objective
+from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
+from selfevo_jax.models.lora import LoraConfig
+from selfevo_jax.models.quantize import quantize_base
+
+SETTINGS = FitSettings(steps=3, batch_size=4, lr=3e-3, warmup=0.0, lora=LoraConfig(rank=4))
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny, tiny_params):
+    return JaxTrainer(tiny, tiny_params, base_hash="tiny")
+
+
+def test_a_prompt_is_on_one_side_whatever_else_there_is(make_example):
+    examples = [make_example(f"{i}", [1, i // 2], [3, i]) for i in range(60)]
+    chosen, held = split_by_prompt(examples, 0.3, seed=1)
+    assert {tuple(e.prompt.tokens) for e in chosen}.isdisjoint(tuple(e.prompt.tokens) for e in held)
+    assert 0 < len(held) < 36 and len(chosen) + len(held) == 60
+    fewer = split_by_prompt(examples[::3], 0.3, seed=1)[1]
+    assert {e.id for e in fewer} == {e.id for e in held} & {e.id for e in examples[::3]}
+    assert {e.id for e in split_by_prompt(examples, 0.3, seed=2)[1]} != {e.id for e in held}
+
+
+def test_patience_counts_measurements_without_a_better_one():
+    settings = FitSettings(eval_share=0.5, patience=2)
+    course = Course(settings)
+    losses = [3.0, 2.0, 2.5, None, 1.9, 2.0, 2.0]
+    rows = [
+        {"step": i} | ({} if loss is None else {"eval_loss": loss}) for i, loss in enumerate(losses)
+    ]
+    stopped = [course.add(row) or course.stopped for row in rows]
+    assert stopped == [True, True, False, False, True, False, True]
+    assert course.best_step == 5 and Course(settings, rows).stopped
+
+
+def test_the_best_is_kept_and_the_fit_stops_early(trainer, pairs, tmp_path):
+    """At a wild rate the held-out loss soon rises; the parameters given are those before."""
+    settings = dataclasses.replace(
+        SETTINGS, steps=30, lr=0.3, schedule="constant", eval_share=0.4, eval_every=1, keep="best",
+        patience=2,
+    )  # fmt: skip
+    fit = trainer.fit(pairs, Objective("dpo"), settings, tmp_path)
+    losses = [row["eval_loss"] for row in fit.metrics]
+    assert fit.steps == len(losses) < 30 and fit.best_step == int(np.argmin(losses)) + 1
+    assert len(losses) == fit.best_step + 2
+    assert {"eval_accuracy", "eval_margin"} <= fit.metrics[0].keys()
+    again = trainer.fit(pairs, Objective("dpo"), settings, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.trained, fit.trained)
+    last = trainer.fit(
+        pairs, Objective("dpo"), dataclasses.replace(settings, steps=fit.best_step, keep="last"),
+        tmp_path / "last",
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, last.trained, fit.trained)
+
+
+def test_a_sweep_over_beta_computes_the_reference_once(trainer, pairs, tmp_path):
+    store = tmp_path / "store"
+    trainer.fit(pairs, Objective("dpo", beta=0.1), SETTINGS, tmp_path / "a", store=store)
+    (path,) = store.iterdir()
+    before = path.stat().st_mtime_ns
+    trainer.fit(pairs, Objective("dpo", beta=0.5), SETTINGS, tmp_path / "b", store=store)
+    assert [path] == list(store.iterdir()) and path.stat().st_mtime_ns == before
+    assert not (tmp_path / "b/reference").exists()
+
+
+def test_kto_begins_at_one_half_and_learns(trainer, pairs, tmp_path):
+    """Log-ratios and KL are zero at the start: 1 - sigmoid(0) on both sides."""
+    settings = dataclasses.replace(SETTINGS, steps=6, batch_size=12)
+    fit = trainer.fit(pairs, Objective("kto", beta=0.5), settings, tmp_path)
+    assert fit.metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert fit.metrics[-1]["loss"] < 0.499 and fit.metrics[-1]["kl"] > 0
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_qlora(tiny, tiny_params, pairs, tmp_path, kind):
+    trainer = JaxTrainer(tiny, quantize_base(tiny_params, kind), base_hash="tiny")
+    assert trainer.base.hash == f"tiny+{kind}"
+    fit = trainer.fit(pairs, Objective("dpo"), SETTINGS, tmp_path)
+    assert fit.metrics[-1]["loss"] < fit.metrics[0]["loss"]
+    with pytest.raises(UserError, match="train all parameters"):
+        trainer.fit(pairs, Objective("dpo"), dataclasses.replace(SETTINGS, lora=None), tmp_path)
+
+
+def test_lion_and_adafactor_fit(trainer, pairs, tmp_path):
+    for name in ("lion", "adafactor"):
+        settings = dataclasses.replace(SETTINGS, optimizer=name, lr=1e-3)
+        fit = trainer.fit(pairs, Objective("dpo"), settings, tmp_path / name)
+        assert fit.metrics[-1]["loss"] < fit.metrics[0]["loss"], name
+        timings = (tmp_path / name / "timings.jsonl").read_text().splitlines()
+        assert json.loads(timings[0])["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_share": 1.0}, "eval_share"),
+        ({"keep": "first"}, "keep"),
+        ({"keep": "best"}, "need learn.eval_share"),
+        ({"patience": 0, "eval_share": 0.1}, "patience"),
+        ({"optimizer": "sgd"}, "adafactor"),
+    ],
+)
+def test_bad_settings_are_refused(trainer, pairs, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        trainer.fit(pairs, Objective("dpo"), dataclasses.replace(SETTINGS, **options), tmp_path)
