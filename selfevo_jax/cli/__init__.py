@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from selfevo_jax.cli import data, env, evaluate, export, report, run, sample
+from selfevo_jax.cli import compile, data, env, evaluate, export, judge, report, run, sample, serve
+from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 
-COMMANDS = (run, sample, evaluate, report, data, export, env)
+COMMANDS = (run, sample, serve, judge, evaluate, report, data, export, compile, env)
 MISTAKE, INTERRUPTED = 2, 130
 
 
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (0, 2 for a mistake, 130 when interrupted)."""
     arguments, rest = parser().parse_known_args(argv)
     try:
-        return arguments.act(arguments, rest)
+        with insistent_interrupts():
+            return arguments.act(arguments, rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE

