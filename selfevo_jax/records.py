@@ -8,8 +8,9 @@ by id, never by row. A new kind of record is one more dataclass here.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 from selfevo_jax.errors import UserError
@@ -88,28 +89,21 @@ class Prompt(Record):
 
 @dataclass(frozen=True, slots=True)
 class Sample(Record):
-    """One completion of a prompt by a policy. `logps` are of the sampled tokens, untempered."""
+    """A reply of a policy: an answer, a critique of one, a revision, a guideline.
 
-    identity: ClassVar[tuple[str, ...]] = ("prompt_id", "policy", "seed", "tokens")
+    `prompt_id` is the question that it all began with, `parent_id` the record that the policy was
+    asked about: the prompt itself, the answer that is criticised, the critique that is followed.
+    `logps` are of the sampled tokens, untempered.
+    """
+
+    identity: ClassVar[tuple[str, ...]] = ("parent_id", "policy", "seed", "text", "tokens")
 
     prompt_id: str
+    parent_id: str
     text: str
     tokens: tuple[int, ...]
     logps: tuple[float, ...]
     finish: str
-    seed: int
-    policy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Critique(Record):
-    """What a policy says about a sample: a critique, a reflection, advice."""
-
-    identity: ClassVar[tuple[str, ...]] = ("sample_id", "policy", "seed", "text")
-
-    sample_id: str
-    prompt_id: str
-    text: str
     seed: int
     policy: str
 
@@ -141,6 +135,39 @@ class Pair(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Example(Record):
+    """A completion to imitate, complete for training. `source_id` is what it was made from."""
+
+    identity: ClassVar[tuple[str, ...]] = ("prompt", "completion")
+
+    prompt_id: str
+    source_id: str
+    prompt: tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vector(Record):
+    """The embedding of a record's text by a policy."""
+
+    identity: ClassVar[tuple[str, ...]] = ("source_id", "policy", "values")
+
+    source_id: str
+    policy: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Record):
+    """Anything that a method keeps besides: a score, a choice and its reason, a table's row."""
+
+    identity: ClassVar[tuple[str, ...]] = ("source_id", "values")
+
+    source_id: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer(Record):
     """One greedy answer of an evaluation, scored. `tokens` is the number of tokens generated."""
 
@@ -157,8 +184,11 @@ class Answer(Record):
     tokens: int
 
 
+Key = str | Callable[[Any], str]  # the name of a field, or what gives the key of a record
+
+
 def join(
-    left: Iterable[Any], right: Iterable[Any], left_key: str, right_key: str
+    left: Iterable[Any], right: Iterable[Any], left_key: Key, right_key: Key
 ) -> Iterator[tuple[Any, Any]]:
     """(left, right) whose keys agree, in the order of `left`.
 
@@ -168,13 +198,18 @@ def join(
     """
     waiting: dict[str, Any] = {}
     stream, last_key, partner = iter(right), None, None
+    key_of_left, key_of_right = _key_of(left_key), _key_of(right_key)
     for item in left:
-        key = getattr(item, left_key)
+        key = key_of_left(item)
         if key != last_key:
             while key not in waiting:
                 other = next(stream, None)
                 if other is None:
                     raise UserError(f"no {right_key} is {key}, which a {type(item).__name__} needs")
-                waiting[getattr(other, right_key)] = other
+                waiting[key_of_right(other)] = other
             last_key, partner = key, waiting.pop(key)
         yield item, partner
+
+
+def _key_of(key: Key) -> Callable[[Any], str]:
+    return attrgetter(key) if isinstance(key, str) else key

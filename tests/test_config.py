@@ -55,7 +55,7 @@ def test_a_value_of_another_type_is_refused(override):
     ("override", "near"),
     [
         ("lern.lr=1", "learn.lr"),
-        ("learn.pace=1", "learn.lr"),
+        ("learn.zzz=1", "learn.lr"),
         ("lr=1", "learn.lr"),
         ("sample.temprature=1", "sample.temperature"),
         ("sample=1", "sample.n"),

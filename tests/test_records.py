@@ -18,8 +18,8 @@ PROMPT = Prompt.make(
 
 def sample(number: int, prompt_id: str = PROMPT.id) -> Sample:
     return Sample.make(
-        prompt_id=prompt_id, text=str(number), tokens=(number,), logps=(-0.5,), finish="stop",
-        seed=number, policy="base",
+        prompt_id=prompt_id, parent_id=prompt_id, text=str(number), tokens=(number,), logps=(-0.5,),
+        finish="stop", seed=number, policy="base",
     )  # fmt: skip
 
 

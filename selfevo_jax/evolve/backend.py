@@ -1,35 +1,43 @@
 """The model behind a run: opened for its hash, loaded only when a stage has something to do."""
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.policy import Policy
+from selfevo_jax.evolve.embedding import embed_texts
+from selfevo_jax.evolve.files import file_sha256
+from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import RANDOM, random_model
-from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.protocol import FitSettings
+from selfevo_jax.evolve.training import Training
+from selfevo_jax.evolve.uncertainty import token_statistics
+from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer
 from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
+from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.parallel.rules import shardings
-from selfevo_jax.records import Pair, content_id
+from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
+from selfevo_jax.sample.http.client import HttpGenerator
+from selfevo_jax.sample.http.endpoint import Endpoint
+from selfevo_jax.sample.http.secret import secret_from_environment
+from selfevo_jax.sample.http.spending import Cap
 from selfevo_jax.sample.protocol import Generator
-from selfevo_jax.text.render import prompt_text, render_example
+from selfevo_jax.text.render import TokenExample, prompt_text, render_example
 from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
 from selfevo_jax.weights.model_files import ModelFiles, open_model
-from selfevo_jax.weights.peft import load_peft, save_peft
+from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
@@ -37,27 +45,53 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Backend(Protocol):
-    """What a run needs of a model and its trainer."""
+    """What a run needs of its models and their trainer."""
 
     hash: str
     trainer_version: str
+
+    def role_hash(self, role: Role) -> str:
+        """What a model in a role is, as far as that can be known."""
+        ...
 
     def generator(self, policy: Policy) -> Generator:
         """An engine that samples from `policy`."""
         ...
 
-    def train_settings(self) -> dict[str, Any]:
-        """Everything about training, besides data and start, that decides its result."""
+    def judge(self, policy: Policy) -> JudgeModel:
+        """`policy` as a judge."""
+        ...
+
+    def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
+        """What gives unit vectors, float32 [n, d], of at most `embedding.CHUNK` texts."""
+        ...
+
+    def weigher(
+        self, policy: Policy
+    ) -> Callable[[list[tuple[Sample, Prompt]]], list[dict[str, np.ndarray]]]:
+        """What gives entropy, margin and log-prob of each token of `uncertainty.ROWS` replies."""
+        ...
+
+    def train_settings(self, training: Training) -> dict[str, Any]:
+        """Everything about a training, besides data and start, that decides its result."""
         ...
 
     def fit(
         self,
-        pairs: Iterable[Pair],
-        start: Path | None,
+        examples: Iterable[Pair | Example],
+        training: Training,
+        start: Policy,
+        reference: Policy,
         folder: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """Trains into `folder` (adapter/, metrics.jsonl); returns counts. Goes on after a kill."""
+        ...
+
+    def merge(
+        self, policies: Sequence[Policy], how: str, density: float, folder: Path
+    ) -> dict[str, int]:
+        """Merges the policies' adapters into `folder` (adapter/); returns counts."""
         ...
 
 
@@ -144,13 +178,10 @@ class JaxBackend:
     trainer_version = TRAINER_VERSION
 
     def __init__(self, config: FrozenConfigDict, progress: Progress) -> None:
-        self.config = config
+        self.config, self.progress = config, progress
         self.model = JaxModel(config.model, config.compute.to_dict(), progress)
-        self.objective = Objective(**config.objective.to_dict())
-        self.lora = LoraConfig(**config.lora.to_dict())
-        learn = config.learn.to_dict()
-        learn["clip"] = learn["clip"] or None
-        self.fit_settings = FitSettings(**learn, lora=self.lora, seed=config.seed)
+        self._others: dict[str, JaxModel] = {}
+        self._servers: dict[Role, HttpGenerator] = {}
 
     @cached_property
     def hash(self) -> str:
@@ -161,34 +192,73 @@ class JaxBackend:
         """A prompt as the model reads it, control tokens in printed form."""
         return prompt_text(self.model.tokenizer, tuple(messages))
 
+    def role_hash(self, role: Role) -> str:
+        """See `Backend.role_hash`; of a model on a server no more is known than its name."""
+        if role.remote is not None:
+            return content_id("server", *role.remote)
+        model = self._local(role)
+        trained = file_sha256(Path(role.adapter) / WEIGHTS) if role.adapter else "none"
+        return content_id(model.files.hash, model.tokenizer.hash, trained)
+
     def generator(self, policy: Policy) -> Generator:
         """See `Backend.generator`."""
-        return self.model.generator(policy.adapter)
+        role = policy.role
+        if role is not None and role.remote is not None:
+            return self._server(role)
+        return self._model(policy).generator(_adapter_of(policy))
 
-    def train_settings(self) -> dict[str, Any]:
+    def judge(self, policy: Policy) -> JudgeModel:
+        """See `Backend.judge`; a server tells no probabilities, so its words are read."""
+        if policy.role is not None and policy.role.remote is not None:
+            return JudgeModel(policy.name, self.generator(policy), verdict="text")
+        model = self._model(policy)
+        room = min(self.config.compute.max_length, model.files.config.max_position)
+        return JudgeModel(policy.name, self.generator(policy), model.tokenizer, room)
+
+    def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
+        """See `Backend.embedder`. Raises UserError for a model on a server."""
+        model, adapter = self._opened(policy)
+        config = model.files.config
+        room = min(self.config.compute.max_length, config.max_position)
+        return lambda texts: embed_texts(
+            config, model.params, adapter, model.compute, model.tokenizer, texts, room
+        )
+
+    def weigher(
+        self, policy: Policy
+    ) -> Callable[[list[tuple[Sample, Prompt]]], list[dict[str, np.ndarray]]]:
+        """See `Backend.weigher`. Raises UserError for a model on a server."""
+        model, adapter = self._opened(policy)
+        config = model.files.config
+
+        def weigh(replies: list[tuple[Sample, Prompt]]) -> list[dict[str, np.ndarray]]:
+            examples = [
+                render_example(
+                    model.tokenizer, s.id, prompt.messages, (s.text,), config.max_position
+                )
+                for s, prompt in replies
+            ]
+            return token_statistics(config, model.params, adapter, model.compute, examples)
+
+        return weigh
+
+    def train_settings(self, training: Training) -> dict[str, Any]:
         """See `Backend.train_settings`."""
-        fit = dataclasses.asdict(self.fit_settings)
-        del fit["checkpoint_every"]
-        dtype = self.config.compute.dtype
-        return {"objective": dataclasses.asdict(self.objective), "learn": fit, "dtype": dtype}
+        return training.settings() | {"dtype": self.config.compute.dtype}
 
     def fit(
         self,
-        pairs: Iterable[Pair],
-        start: Path | None,
+        examples: Iterable[Pair | Example],
+        training: Training,
+        start: Policy,
+        reference: Policy,
         folder: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """See `Backend.fit`."""
-        model = self.model
+        model, lora = self.model, training.fit.lora
         model.release_generator()
-        longest = model.files.config.max_position
-        examples = [
-            render_example(
-                model.tokenizer, pair.id, pair.prompt, (pair.chosen, pair.rejected), longest
-            )
-            for pair in pairs
-        ]
+        rendered = [self._rendered(example) for example in examples]
         trainer = JaxTrainer(
             model.files.config,
             model.params,
@@ -198,14 +268,70 @@ class JaxBackend:
             mesh=model.mesh,
         )
         result = trainer.fit(
-            examples,
-            self.objective,
-            self.fit_settings,
+            rendered,
+            training.objective,
+            training.fit,
             folder,
-            start=model.adapter(start)[0],
-            reference=model.applied(start),
+            start=model.adapter(start.adapter)[0],
+            reference=model.applied(reference.adapter),
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
         tree = jax.device_get(result.trained)
-        save_peft(folder / "adapter", tree, self.lora, self.config.model, model.files.hash)
-        return {"pairs": len(examples), "steps": result.steps, "tokens": result.tokens}
+        save_peft(folder / "adapter", tree, lora, self.config.model, model.files.hash)
+        return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
+
+    def merge(
+        self, policies: Sequence[Policy], how: str, density: float, folder: Path
+    ) -> dict[str, int]:
+        """See `Backend.merge`. Raises UserError when a policy has no adapter."""
+        parts = []
+        for policy in policies:
+            tree, lora = self.model.adapter(policy.adapter)
+            if tree is None or lora is None:
+                raise UserError(f"{policy.name} has no adapter to merge")
+            parts.append(Part(tree, lora, name=policy.name))
+        tree, lora, _ = merge_adapters(parts, how, density=density, seed=self.config.seed)
+        base = self.model.files.hash
+        save_peft(folder / "adapter", jax.device_get(tree), lora, self.config.model, base)
+        return {"adapters": len(parts)}
+
+    def _rendered(self, example: Pair | Example) -> TokenExample:
+        pair = isinstance(example, Pair)
+        texts = (example.chosen, example.rejected) if pair else (example.completion,)
+        longest = self.model.files.config.max_position
+        return render_example(self.model.tokenizer, example.id, example.prompt, texts, longest)
+
+    def _model(self, policy: Policy) -> JaxModel:
+        return self.model if policy.role is None else self._local(policy.role)
+
+    def _opened(self, policy: Policy) -> tuple[JaxModel, Adapter | None]:
+        """The model of a policy and its adapter, for what needs more than text."""
+        if policy.role is not None and policy.role.remote is not None:
+            raise UserError(
+                f"{policy.name} is a model on a server, which shows text only; give a local one"
+            )
+        model = self._model(policy)
+        return model, model.applied(_adapter_of(policy))
+
+    def _local(self, role: Role) -> JaxModel:
+        """The model of a role; one of the run's own base shares its weights."""
+        if role.model in ("", self.config.model):
+            return self.model
+        if role.model not in self._others:
+            settings = self.config.compute.to_dict()
+            self._others[role.model] = JaxModel(role.model, settings, self.progress)
+        return self._others[role.model]
+
+    def _server(self, role: Role) -> HttpGenerator:
+        if role not in self._servers:
+            address, name = role.remote or ("", "")
+            key = secret_from_environment(role.key_env) if role.key_env else None
+            endpoint, cap = Endpoint(address, name, key=key), Cap(tokens=role.cap_tokens)
+            self._servers[role] = HttpGenerator(endpoint, cap=cap)
+        return self._servers[role]
+
+
+def _adapter_of(policy: Policy) -> Path | None:
+    if policy.role is not None:
+        return Path(policy.role.adapter) if policy.role.adapter else None
+    return policy.adapter

@@ -1,94 +1,229 @@
-"""An evaluation outside a run: one stage per task, resumable like a run's."""
+"""An evaluation outside a run: one stage per task, resumable by item like a run's."""
 
+import dataclasses
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.stats import wilson_interval
-from selfevo_jax.evaluate.tasks import FILE_TASKS, get_task
+from selfevo_jax.evaluate import asking, readings, running
+from selfevo_jax.evaluate.asking import Question, Wording, questions
+from selfevo_jax.evaluate.benchmark import Benchmark, Generate
+from selfevo_jax.evaluate.benchmarks import code
+from selfevo_jax.evaluate.data import Rows, read_split
+from selfevo_jax.evaluate.results import TaskResult, sample_rows, summarise, task_slug
+from selfevo_jax.evaluate.running import Manner, Outcome, outcomes
+from selfevo_jax.evaluate.stats import Difference, paired_difference
+from selfevo_jax.evaluate.tasks import BENCHMARKS, drawn
 from selfevo_jax.evolve import work
-from selfevo_jax.evolve.backend import JaxModel
-from selfevo_jax.evolve.files import disk_full_is_a_message, file_sha256, locked
-from selfevo_jax.evolve.stages import Stage, StageFolder, read_records, run_stage
-from selfevo_jax.records import Answer, content_id
-from selfevo_jax.sample.protocol import SamplingParams
-from selfevo_jax.weights.peft import WEIGHTS
+from selfevo_jax.evolve.files import disk_full_is_a_message, locked, write_atomic
+from selfevo_jax.evolve.journal import compact_json
+from selfevo_jax.evolve.keys import source_version
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.stages import Item, Stage, StageFolder, Work, read_records, run_stage
+from selfevo_jax.judge import checkers
+from selfevo_jax.records import Record
+from selfevo_jax.sample.protocol import Generator, SamplingParams
+
+DRAWN = 300  # questions of a task that makes them without end, where no limit is given
+
+
+class Evaluated(Protocol):
+    """What an evaluation needs of a model."""
+
+    name: str
+    room: int
+    has_template: bool
+
+    def settings(self) -> dict[str, Any]:
+        """Everything about the model that decides its answers, its content hash included."""
+        ...
+
+    def generator(self) -> Generator:
+        """The engine; the weights are loaded now."""
+        ...
+
+    def show(self, question: Question) -> str:
+        """A question as the model reads it."""
+        ...
+
+    def count(self, question: Question) -> int:
+        """Tokens of a question with its longest choice; 0 where they cannot be counted."""
+        ...
+
+    def single(self, question: Question) -> bool:
+        """Whether each choice of a question is one token, all different."""
+        ...
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`limit` held-out questions of each task, answered greedily."""
+    """How tasks are asked: `limit` questions each (None: all), `gen` in place of greedy."""
 
-    model: JaxModel
-    adapter: Path | None
-    limit: int
-    seed: int
-    max_new_tokens: int
-    data_dir: str | None
+    model: Evaluated
+    progress: Progress
+    wording: Wording
+    limit: int | None = None
+    max_new_tokens: int | None = None
+    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    repeats: int = 1
+    data: str | None = None
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Share of right answers of `n`, its 95 % interval (Wilson), mean tokens of an answer."""
+class Prepared:
+    """A task ready to be asked: everything that can be wrong with it was looked at."""
 
-    n: int
-    share: float
-    low: float
-    high: float
-    tokens: float
+    benchmark: Benchmark
+    rows: Rows
+    stage: Stage
+    wording: Wording
+    manner: Manner
+    total: int
+
+    def questions(self, data: str | None) -> Iterator[Question]:
+        """The questions that are asked, from the first."""
+        return islice(questions(self.benchmark, self.rows, data, self.wording), self.total)
 
 
-def evaluate_task(evaluation: Evaluation, name: str, out: Path) -> Accuracy:
-    """Answers one task into `out`/NAME, going on with what is there.
+def prepare(evaluation: Evaluation, name: str) -> Prepared:
+    """Reads and checks a task's rows and wording; no weights are loaded.
 
-    Raises UserError for an unknown task, a folder with another evaluation, or one in use.
+    Raises UserError for missing or bad data, and for code tasks where code cannot be run safely.
     """
-    args = {"data_dir": evaluation.data_dir} if name in FILE_TASKS and evaluation.data_dir else {}
-    task = get_task(name, **args)
-    folder = StageFolder(out / name.replace(":", "_"))
-    sampling = SamplingParams(max_new_tokens=evaluation.max_new_tokens, temperature=0.0)
-    stage = Stage(
-        name,
-        f"{work.task_version(task)}/{work.SAMPLER_VERSION}",
-        {
-            "limit": evaluation.limit,
-            "seed": evaluation.seed,
-            "max_new_tokens": evaluation.max_new_tokens,
-            "dtype": evaluation.model.settings["dtype"],
-            "max_length": evaluation.model.settings["max_length"],
-        },
-        work.task_inputs(task) | {"model": _model_hash(evaluation)},
+    benchmark, rows = _rows(evaluation, name)
+    if isinstance(benchmark.ask, Generate) and benchmark.ask.code:
+        code.sandbox()
+    model = evaluation.model
+    chat = model.has_template if benchmark.own else evaluation.wording.chat
+    if chat and not model.has_template:
+        raise UserError(f"{model.name} has no chat template; leave out --apply_chat_template")
+    wording = dataclasses.replace(evaluation.wording, chat=chat)
+    limit = len(rows.rows) if evaluation.limit is None else evaluation.limit
+    total = min(limit, len(rows.rows))
+    sampling = _sampling(evaluation, benchmark)
+    manner = Manner(
+        sampling, evaluation.repeats, wording.seed, model.room,
+        model.show, model.count, model.single,
+    )  # fmt: skip
+    stage = _stage(evaluation, benchmark, rows, wording, manner, total)
+    prepared = Prepared(benchmark, rows, stage, wording, manner, total)
+    for _ in prepared.questions(evaluation.data):
+        pass  # every gold answer parses, every example is there
+    return prepared
+
+
+def _rows(evaluation: Evaluation, name: str) -> tuple[Benchmark, Rows]:
+    if name.startswith("rg:"):
+        return drawn(name, evaluation.limit or DRAWN, evaluation.wording.seed)
+    benchmark = BENCHMARKS[name]
+    return benchmark, read_split(name, benchmark.data, benchmark.split, evaluation.data)
+
+
+def _sampling(evaluation: Evaluation, benchmark: Benchmark) -> SamplingParams:
+    if not isinstance(benchmark.ask, Generate):
+        return evaluation.sampling
+    return dataclasses.replace(
+        evaluation.sampling,
+        max_new_tokens=evaluation.max_new_tokens or benchmark.ask.max_new_tokens,
+        stop=(*benchmark.ask.stop, *evaluation.sampling.stop),
     )
-    safe = "Every answer so far is safe."
-    with disk_full_is_a_message(safe), locked(out):
-        status, why = folder.status(stage)
+
+
+def _stage(
+    evaluation: Evaluation,
+    benchmark: Benchmark,
+    rows: Rows,
+    wording: Wording,
+    manner: Manner,
+    total: int,
+) -> Stage:
+    modules = {f.__module__ for f in (benchmark.prompt, benchmark.target)}
+    parts = [sys.modules[name] for name in sorted(modules)]
+    parts += [asking, readings, running, checkers]
+    settings = {
+        "questions": total,
+        "wording": dataclasses.asdict(wording),
+        "sampling": dataclasses.asdict(manner.sampling),
+        "repeats": manner.repeats,
+        "model": evaluation.model.settings(),
+    }
+    version = f"{source_version(*parts)}/{work.SAMPLER_VERSION}"
+    return Stage(benchmark.name, version, settings, dict(rows.origin))
+
+
+def evaluate_task(evaluation: Evaluation, prepared: Prepared, out: Path) -> TaskResult:
+    """Asks one task into `out`/NAME, going on with what is there, and sums it up.
+
+    Raises UserError for a folder with another evaluation, or one in use.
+    """
+    folder = StageFolder(out / task_slug(prepared.benchmark.name))
+    with disk_full_is_a_message("Every answer so far is safe."), locked(out):
+        status, why = folder.status(prepared.stage)
         if status == "changed":
             raise UserError(f"{folder.path} holds another evaluation ({why}); give another --out")
         if status != "done":
-            _answer(evaluation, task, folder, stage, sampling)
-        return _accuracy(folder)
+            _ask(evaluation, prepared, folder)
+        return summarise(prepared.benchmark.name, read_records(folder, Outcome))
 
 
-def _model_hash(evaluation: Evaluation) -> str:
-    model, adapter = evaluation.model, evaluation.adapter
-    trained = "none" if adapter is None else file_sha256(adapter / WEIGHTS)
-    return content_id(model.files.hash, model.tokenizer.hash, trained)
+def _ask(evaluation: Evaluation, prepared: Prepared, folder: StageFolder) -> None:
+    generator = evaluation.model.generator()
+    name, total = prepared.benchmark.name, prepared.total
+    with evaluation.progress.stage(name, total, "questions") as bar:
+        items = ((str(q.number), q) for q in prepared.questions(evaluation.data))
+        run_stage(folder, prepared.stage, items, _work(generator, prepared), bar.advance)
 
 
-def _answer(evaluation, task, folder, stage, sampling) -> None:
-    prompts = task.prompts("test", evaluation.limit, evaluation.seed)
-    policy = "base" if evaluation.adapter is None else str(evaluation.adapter)
-    generator = evaluation.model.generator(evaluation.adapter)
-    with evaluation.model.progress.stage(stage.name, evaluation.limit, "answers") as bar:
-        items = ((prompt.id, prompt) for prompt in prompts)
-        run_stage(
-            folder, stage, items, work.answered(generator, policy, task, sampling), bar.advance
+def _work(generator: Generator, prepared: Prepared) -> Work:
+    def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
+        waiting: dict[int, Item] = {}
+
+        def asked() -> Iterator[Question]:
+            for item in items:
+                waiting[item.value.number] = item
+                yield item.value
+
+        for outcome in outcomes(generator, prepared.benchmark, asked(), prepared.manner):
+            yield waiting.pop(outcome.number), [outcome]
+
+    return work
+
+
+def write_samples(out: Path, task: str, path: Path) -> None:
+    """Writes the per-item rows of a finished task in the harness's shape."""
+    folder = StageFolder(out / task_slug(task))
+    rows = sample_rows(read_records(folder, Outcome))
+    write_atomic(path, "".join(compact_json(row) + "\n" for row in rows).encode())
+
+
+def compared(before: Path, after: Path, task: str) -> tuple[str, str, Difference]:
+    """(task, metric, paired difference) of the first metric on the questions both have answered.
+
+    Raises UserError where one is not finished, or the questions are not the same.
+    """
+    first, second = (_scores(out, task) for out in (before, after))
+    if first.keys() != second.keys() or not first:
+        raise UserError(
+            f"{task}: {before} and {after} did not answer the same questions (or not by the same "
+            "metric); evaluate both with the same --limit, --data and --seed"
         )
+    metric = next(iter(first))[2]
+    gain = paired_difference(list(first.values()), [second[key] for key in first])
+    return task, metric, gain
 
 
-def _accuracy(folder: StageFolder) -> Accuracy:
-    answers = [(a.correct, a.tokens) for a in read_records(folder, Answer)]
-    right, n = sum(correct for correct, _ in answers), len(answers)
-    interval = wilson_interval(right, n)
-    tokens = sum(tokens for _, tokens in answers) / n
-    return Accuracy(n, right / n, interval.low, interval.high, tokens)
+def _scores(out: Path, task: str) -> dict[tuple[str, str, str], float]:
+    """(target, place, metric) -> score of a finished task's first reading."""
+    folder = StageFolder(out / task_slug(task))
+    if folder.sealed() is None:
+        raise UserError(f"{out} holds no finished {task}; run selfevo eval --tasks={task} there")
+    found = {}
+    for outcome in read_records(folder, Outcome):
+        scores = next(iter(outcome.readings.values()))["scores"]
+        metric, score = next(iter(scores.items()), ("none", 0.0))
+        found[outcome.target, outcome.place, metric] = score
+    return found

@@ -5,6 +5,7 @@ replaced is under superseded/.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import logging
 import platform
@@ -15,14 +16,14 @@ from typing import Any
 import jax
 from ml_collections import FrozenConfigDict
 
-from selfevo_jax.config import changed_settings, plain
+from selfevo_jax.config import changed_settings, flat, plain
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.task import Task
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.evolve.backend import JaxBackend
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked, read_json, write_json
-from selfevo_jax.evolve.methods import method
-from selfevo_jax.evolve.plan import expected_memory, print_plan
+from selfevo_jax.evolve.methods import defaults, method
+from selfevo_jax.evolve.plan import expected_memory, print_plan, print_table
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.stages import StageFolder
@@ -30,7 +31,11 @@ from selfevo_jax.text.show import escape_controls
 from selfevo_jax.weights.storage import cache_folder
 
 PACKAGES = ("selfevo-jax", "jax", "jaxlib", "flax", "optax", "tokenizers", "reasoning-gym")
-COUNTS = ("rounds", "prompts.n", "sample.n", "pair.per_prompt", "evaluate.n", "compute.slots")
+BACKENDS = {
+    "jax": "selfevo_jax.evolve.backend:JaxBackend",
+    "torch": "selfevo_jax.torch_backend.backend:TorchBackend",
+}
+COUNTS = ("rounds", "n", "per_prompt", "slots")  # settings that are counts, wherever they stand
 
 
 def launch(
@@ -58,21 +63,34 @@ def launch(
             progress.log_to(workdir / "log.jsonl")
         stack.enter_context(told_by_logging(progress))
         task = get_task(config.task.name, **config.task.args.to_dict())
-        backend = JaxBackend(config, progress)
+        backend = open_backend(config, progress)
         _tell_changes(config, workdir, progress)
         plan = show_plan(config, workdir, task, backend, progress)
         if not dry_run:
             _execute(config, workdir, task, backend, progress, plan, command)
 
 
+def open_backend(config: FrozenConfigDict, progress: Progress) -> JaxBackend:
+    """The backend that `config.backend` names. Raises UserError for another name."""
+    if config.backend not in BACKENDS:
+        raise UserError(f"--config.backend={config.backend}: use {' or '.join(BACKENDS)}")
+    # Imported by name: torch is no part of the base install, and stands above this package.
+    module, _, name = BACKENDS[config.backend].partition(":")
+    return getattr(importlib.import_module(module), name)(config, progress)
+
+
 def check_config(config: FrozenConfigDict) -> None:
-    """Refuses what no stage could use. Raises UserError."""
-    method(config.method)
-    for name in COUNTS:
-        value: Any = config
-        for part in name.split("."):
-            value = value[part]
-        if value < 1:
+    """Refuses what no stage could use, or none reads. Raises UserError."""
+    settings = flat(config)
+    known = flat(defaults(config.method))
+    odd = [key for key in settings if key not in known and not key.startswith("task.args")]
+    if odd or not known.keys() <= settings.keys() | {"task.args"}:
+        raise UserError(
+            f"--config.method={config.method}: the config file is for another method; "
+            f"take configs/{config.method}.py"
+        )
+    for name, value in settings.items():
+        if name.rpartition(".")[2] in COUNTS and value < 1 and not name.startswith("task.args"):
             raise UserError(f"--config.{name}={value}: it must be at least 1")
 
 
@@ -121,6 +139,8 @@ def _execute(
     remember(run)
     method(config.method)(run)
     remember(run, finished=True)
+    for table in run.tables:
+        print_table(progress.console, table.name, table)
 
 
 def _set_aside_others(workdir: Path, planned: set[str], progress: Progress) -> None:
@@ -144,14 +164,16 @@ def describe(config: FrozenConfigDict, backend: JaxBackend) -> dict[str, Any]:
         "template_hash": chat.hash if (chat := backend.model.tokenizer.chat) else None,
         "task": config.task.name,
         "seed": config.seed,
-        "rounds": config.rounds,
+        "rounds": config.get("rounds", 1),
         "versions": versions(),
     }
 
 
 def lineage(run: Run) -> dict[str, Any]:
     """The policies so far: hash, adapter folder, parent."""
-    return {"policies": {policy.name: policy.lineage(run.workdir) for policy in run.policies}}
+    policies = {p.name: p.lineage(run.workdir) for p in run.policies if p.role is None}
+    roles = {p.name: p.lineage(run.workdir) for p in run.policies if p.role is not None}
+    return {"policies": policies} | ({"roles": roles} if roles else {})
 
 
 def versions() -> dict[str, str]:

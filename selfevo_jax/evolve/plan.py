@@ -4,14 +4,16 @@ A method is run once against a `Run` that only takes notes: what each stage star
 reference, which data, how much, and what an earlier run of the same workdir has already done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from selfevo_jax.models.config import ModelConfig
+from selfevo_jax.records import Row
 
 GIB = 2.0**30
 
@@ -46,6 +48,29 @@ def print_plan(console: Console, steps: list[Step], memory: Mapping[str, float])
     console.print(table)
     parts = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in memory.items())
     console.print(f"expected memory, all devices together: {parts}", markup=False)
+
+
+def print_table(console: Console, title: str, rows: Iterable[Row]) -> None:
+    """A method's conclusions: a column for every name that some row has; `x_low` and `x_high` are
+    shown beside x."""
+    values = [row.values for row in rows]
+    names = list(dict.fromkeys(name for row in values for name in row))
+    names = [name for name in names if name.removesuffix("_low").removesuffix("_high") == name]
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name == names[0])
+    for row in values:
+        table.add_row(*(_shown(row, name) for name in names))
+    console.print(table)
+
+
+def _shown(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return text if low is None or high is None else f"{text} [{low:.3f}, {high:.3f}]"
 
 
 def expected_memory(

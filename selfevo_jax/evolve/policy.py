@@ -1,8 +1,48 @@
-"""A policy: the base model, or the base with an adapter that a round trained."""
+"""Who speaks in a run: the base model, the base with a trained adapter, or a model in a role."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ml_collections.config_dict import placeholder
+
+from selfevo_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Role:
+    """Another model than the one that is trained.
+
+    model       a source as in `config.model`, or `https://HOST/v1#NAME` for a model on an
+                OpenAI-style server; empty: the run's own base
+    adapter     a PEFT folder on top of a local model
+    key_env     the environment variable with the server's key
+    cap_tokens  the most tokens that the role may cost on a server
+    """
+
+    model: str = ""
+    adapter: str = ""
+    key_env: str = ""
+    cap_tokens: int | None = None
+
+    @property
+    def bound(self) -> bool:
+        """Whether the role has a model of its own; else the method's policy plays it."""
+        return bool(self.model or self.adapter)
+
+    @property
+    def remote(self) -> tuple[str, str] | None:
+        """(base URL, model name) of a model on a server."""
+        if not self.model.startswith(("http://", "https://")):
+            return None
+        address, mark, name = self.model.partition("#")
+        if not mark or not name:
+            raise UserError(
+                f"role model {self.model!r} names no model; write https://HOST/v1#MODEL"
+            )
+        if self.adapter:
+            raise UserError(f"role model {self.model} is on a server; it takes no adapter here")
+        return address, name
 
 
 @dataclass(frozen=True)
@@ -13,8 +53,17 @@ class Policy:
     hash: str | None
     adapter: Path | None = None
     parent: str | None = None
+    role: Role | None = None
 
     def lineage(self, workdir: Path) -> dict[str, Any]:
         """What `run.json` keeps of it."""
+        if self.role is not None:
+            return {"hash": self.hash, "model": self.role.model, "from": self.role.adapter}
         adapter = None if self.adapter is None else str(self.adapter.relative_to(workdir))
         return {"hash": self.hash, "adapter": adapter, "parent": self.parent}
+
+
+def role_defaults(*names: str) -> dict[str, Any]:
+    """The `roles` settings of a method with these roles, all played by its own policy."""
+    empty = {"model": "", "adapter": "", "key_env": "", "cap_tokens": placeholder(int)}
+    return {"roles": {name: dict(empty) for name in names}}

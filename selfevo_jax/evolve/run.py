@@ -1,59 +1,61 @@
-"""The run as a method sees it: prompts, samples, verdicts, pairs, policies, rounds.
+"""The run as a method sees it: rounds, policies, and a handful of ways to make a stage.
 
-Each call names one stage of the current round. A stage that is finished and depends on nothing
-that changed is not run again; one that was interrupted goes on. The same object, told to plan,
-notes what each call would do instead of doing it.
+    prompts, held_out   questions              ask       a policy's replies to messages
+    map, gather         pure functions         check     the task's own verdict on replies
+    embed               sentence embeddings    train     a new policy from pairs or examples
+    read                a file of records      merge     a policy from several adapters
+    judge               which of two replies   table     what a method concludes, shown at the end
+    evaluate            held-out accuracy      role      another model than the one that is trained
+
+Every call names one stage of the current round, reads views (records alone or joined by id) and
+gives records. Nothing is computed twice; whatever a stage depends on is in its key.
 """
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial, reduce
+from itertools import count, islice
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from selfevo_jax.evaluate.task import Task
-from selfevo_jax.evolve import work
+from selfevo_jax.evaluate.task import Task, check_choice
+from selfevo_jax.evolve import acquire, embedding, uncertainty, work
 from selfevo_jax.evolve.backend import Backend
-from selfevo_jax.evolve.files import write_json
-from selfevo_jax.evolve.plan import Step
-from selfevo_jax.evolve.policy import Policy
+from selfevo_jax.evolve.engine import Recipe
+from selfevo_jax.evolve.keys import code_key, source_version
+from selfevo_jax.evolve.policy import Policy, Role, role_defaults
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder, Work, read_records, run_stage
+from selfevo_jax.evolve.pure import PureStages, inputs_of, with_given
+from selfevo_jax.evolve.settings import Messages, prompt_file, question, rounds, sampling
+from selfevo_jax.evolve.training import training_of
+from selfevo_jax.evolve.views import Records, View, together
+from selfevo_jax.judge import asking as judge_asking
+from selfevo_jax.judge import material, pairwise
+from selfevo_jax.judge.pairwise import Comparison, Contest, PairwiseJudge
+from selfevo_jax.models import merge
 from selfevo_jax.records import (
     Answer,
+    Example,
     Pair,
     Prompt,
     Record,
+    Row,
     Sample,
+    Vector,
     Verdict,
     content_id,
-    join,
 )
 from selfevo_jax.sample.protocol import SamplingParams
 
-R = TypeVar("R", bound=Record)
-
-UNKNOWN = "not known yet"
-
-
-@dataclass(frozen=True)
-class Records(Generic[R]):
-    """The output of a stage: iterate it, as often as needed, for its records in order."""
-
-    stage: str
-    kind: type[R]
-    folder: StageFolder
-    hash: str | None
-    count: int
-
-    def __iter__(self) -> Iterator[R]:
-        return read_records(self.folder, self.kind)
+__all__ = [
+    "Answer", "Comparison", "Contest", "Example", "Pair", "Policy", "Prompt", "Record", "Records",
+    "Row", "Run", "Sample", "Vector", "Verdict", "View", "prompt_file", "question",
+    "role_defaults", "rounds", "sampling", "together",
+]  # fmt: skip
 
 
-class Run:
+class Run(PureStages):
     """One run of a method in a workdir. `planning` makes every call only note what it would do.
 
     `remember` is called with the run whenever it has a new policy.
@@ -70,241 +72,284 @@ class Run:
         planning: bool = False,
         remember: Callable[["Run"], None] = lambda run: None,
     ) -> None:
-        self.config, self.workdir, self.task = config, workdir, task
-        self.backend, self.progress, self.planning = backend, progress, planning
+        super().__init__(workdir, progress, planning=planning)
+        self.config, self.task, self.backend = config, task, backend
         self._remember = remember
-        self.round = 0
-        self.plan: list[Step] = []
         self.policies: list[Policy] = []
+        self.tables: list[Records[Row]] = []
+
+    def setting(self, name: str) -> Any:
+        """The value of a dotted setting."""
+        return reduce(lambda node, part: node[part], name.split("."), self.config)
+
+    def check_choices(self, setting: str, values: Iterable[str], known: Sequence[str]) -> None:
+        """Refuses a value of a setting that is not among the known ones. Raises UserError."""
+        for value in values:
+            check_choice(value, known, setting)
 
     def base(self) -> Policy:
         """The policy that the run starts from: the base model without an adapter."""
         return self._keep(Policy("base", self.backend.hash))
 
-    def rounds(self) -> Iterator[int]:
+    def role(self, name: str, otherwise: Policy) -> Policy:
+        """Who plays the role of `config.roles.NAME`; `otherwise`, where no model is bound to it."""
+        role = Role(**self.config.roles[name].to_dict())
+        if not role.bound:
+            return otherwise
+        return self._keep(Policy(name, self.backend.role_hash(role), role=role))
+
+    def rounds(self, most: int | None = None) -> Iterator[int]:
         """The numbers of the rounds, from 1; stages asked for in between belong to that round."""
-        for number in range(1, self.config.rounds + 1):
+        for number in range(1, (most or self.config.rounds) + 1):
             self.round = number
             yield number
 
-    def prompts(self) -> Records[Prompt]:
-        """This round's training prompts: `prompts.n` that no other round uses."""
-        first, number = (self.round - 1) * self.config.prompts.n, self.config.prompts.n
-        drawn = self.task.prompts("train", first + number, self.config.seed)
-        return self._records(
-            "prompts",
-            Prompt,
-            settings=self._task_settings() | {"split": "train", "first": first, "n": number},
-            version=work.task_version(self.task),
-            inputs=work.task_inputs(self.task),
-            items=lambda: ((prompt.id, prompt) for prompt in islice(drawn, first, None)),
-            work=lambda: work.each(lambda prompt: [prompt]),
-            total=number,
-            unit="prompts",
-            data=f"{self.task.name} train",
-        )
+    def prompts(self, n: int | None = None, *, name: str = "prompts") -> Records[Prompt]:
+        """This round's training prompts: `n` (`prompts.n`) that no other round uses."""
+        number = n or self.config.prompts.n
+        return self._questions(name, "train", max(self.round - 1, 0) * number, number)
 
-    def sample(self, prompts: Records[Prompt], policy: Policy) -> Records[Sample]:
-        """`sample.n` completions of each prompt by `policy`."""
-        settings = self.config.sample.to_dict()
+    def held_out(self, n: int | None = None, *, name: str = "held_out") -> Records[Prompt]:
+        """The held-out prompts that `evaluate` asks, for a method that asks them in its own way."""
+        return self._questions(name, "test", 0, n or self.config.evaluate.n)
+
+    def ask(
+        self,
+        name: str,
+        rows: View,
+        policy: Policy,
+        messages: Callable[..., Messages],
+        how: Mapping[str, Any],
+        *,
+        given: View | None = None,
+        prefix: str = "",
+    ) -> Records[Sample]:
+        """What `policy` replies to `messages(row)`, `how.n` times for each row.
+
+        `how` is a section as made by `sampling`. With `given`, messages are `messages(row, given)`,
+        where `given` are all records of that stage. `prefix` begins every reply and is not in its
+        text. A reply's `parent_id` is the id of the row.
+        """
+        settings = dict(how)
         number = settings.pop("n")
-        sampling = SamplingParams(**settings)
-        seed = self.config.seed
-        return self._records(
-            "sample",
-            Sample,
-            settings=self._generation(settings) | {"n": number, "seed": seed},
-            version=work.SAMPLER_VERSION,
-            inputs={"prompts": prompts.hash, "policy": policy.hash},
-            items=lambda: work.draws(prompts, number),
-            work=lambda: work.sampled(self.backend.generator(policy), policy.name, seed, sampling),
-            total=prompts.count * number,
-            unit="samples",
-            model=policy.name,
-            data=f"{prompts.stage} x {number}",
-        )
-
-    def check(self, samples: Records[Sample], prompts: Records[Prompt]) -> Records[Verdict]:
-        """The task's own verdict on each sample."""
-        return self._records(
-            "check",
-            Verdict,
-            settings=self._task_settings(),
-            version=work.task_version(self.task),
-            inputs={"samples": samples.hash, "prompts": prompts.hash},
-            items=lambda: (
-                (sample.id, (sample, prompt))
-                for sample, prompt in join(samples, prompts, "prompt_id", "id")
+        params, seed = SamplingParams(**settings), self.config.seed
+        settings = self._generation(settings) | {"n": number, "seed": seed, "prefix": prefix}
+        recipe = Recipe(
+            items=lambda: work.draws(rows.read(), number),
+            work=lambda: work.asked(
+                self.backend.generator(policy), policy.name, seed, params,
+                with_given(messages, given), prefix,
             ),
+            total=rows.count * number,
+            unit="replies",
+            data=f"{rows.name} x {number}",
+            model=policy.name,
+        )  # fmt: skip
+        return self.records(
+            name, Sample, recipe,
+            settings=settings,
+            version=f"{work.SAMPLER_VERSION}/{code_key(messages)}",
+            inputs=inputs_of(rows, given) | {"policy": policy.hash},
+        )  # fmt: skip
+
+    def embed(
+        self, name: str, rows: View, policy: Policy, text: Callable[[Any], str]
+    ) -> Records[Vector]:
+        """The embedding of `text(row)` by `policy` of every row; `source_id` is the row's id."""
+        size = embedding.CHUNK
+
+        recipe = Recipe(
+            items=lambda: _chunks(((name, text(row)) for name, row in rows.read()), size),
+            work=lambda: work.embedded(self.backend.embedder(policy), policy.name),
+            total=-(-rows.count // size),
+            unit=f"chunks of {size} texts",
+            data=rows.name,
+            model=policy.name,
+            most=rows.count,
+        )
+        return self.records(
+            name, Vector, recipe,
+            settings=self._generation({}),
+            version=f"{work.EMBEDDER_VERSION}/{code_key(text)}",
+            inputs=inputs_of(rows) | {"policy": policy.hash},
+        )  # fmt: skip
+
+    def uncertainty(self, name: str, rows: View, policy: Policy) -> Records[Row]:
+        """How unsure `policy` is of each reply in rows (reply, prompt): see `acquire.statistics`.
+
+        The reply is taken as the answer to the prompt's own messages; `source_id` is its id.
+        """
+        size = uncertainty.ROWS
+        recipe = Recipe(
+            items=lambda: _chunks(iter(rows), size),
+            work=lambda: work.weighed(self.backend.weigher(policy)),
+            total=-(-rows.count // size),
+            unit=f"chunks of {size} replies",
+            data=rows.name,
+            model=policy.name,
+            most=rows.count,
+        )
+        return self.records(
+            name, Row, recipe,
+            settings=self._generation({}),
+            version=source_version(uncertainty) + code_key(acquire.statistics),
+            inputs=rows.inputs | {"policy": policy.hash},
+        )  # fmt: skip
+
+    def judge(
+        self,
+        name: str,
+        rows: View,
+        policy: Policy,
+        contest: Callable[[Any], Contest],
+        *,
+        protocol: str = "base",
+        margin: float = 0.0,
+    ) -> Records[Comparison]:
+        """What `policy` says, asked in both orders, of the two outputs in `contest(row)`.
+
+        `protocol` and `margin`: see `selfevo_jax.judge.pairwise`. `item_id` is the id of the row.
+        """
+        prompt = pairwise.protocol(protocol)
+        recipe = Recipe(
+            items=rows.read,
+            work=lambda: work.judged(
+                PairwiseJudge(self.backend.judge(policy), prompt, margin), contest
+            ),
+            total=rows.count,
+            unit="contests",
+            data=rows.name,
+            model=policy.name,
+        )
+        code = source_version(pairwise, judge_asking, material)
+        return self.records(
+            name, Comparison, recipe,
+            settings=self._generation({"protocol": prompt.hash, "margin": margin}),
+            version=f"{work.SAMPLER_VERSION}/{code}/{code_key(contest)}",
+            inputs=rows.inputs | {"policy": policy.hash},
+        )  # fmt: skip
+
+    def check(
+        self, samples: Records[Sample], prompts: Records[Prompt], *, name: str = "check"
+    ) -> Records[Verdict]:
+        """The task's own verdict on each sample."""
+        rows = samples.join(prompts)
+        recipe = Recipe(
+            items=rows.read,
             work=lambda: work.checked(self.task),
             total=samples.count,
             unit="verdicts",
-            data=samples.stage,
+            data=samples.name,
         )
+        return self.records(
+            name, Verdict, recipe,
+            settings=self._task_settings(),
+            version=work.task_version(self.task),
+            inputs=rows.inputs,
+        )  # fmt: skip
 
-    def pair(
-        self, prompts: Records[Prompt], samples: Records[Sample], verdicts: Records[Verdict]
-    ) -> Records[Pair]:
-        """Right against wrong samples of the same prompt, at most `pair.per_prompt` each."""
-        limit = self.config.pair.per_prompt
-        return self._records(
-            "pair",
-            Pair,
-            settings={"per_prompt": limit},
-            version=work.source_version(work.right_against_wrong),
-            inputs={"prompts": prompts.hash, "samples": samples.hash, "verdicts": verdicts.hash},
-            items=lambda: _judged_groups(prompts, samples, verdicts),
-            work=lambda: work.each(lambda value: work.right_against_wrong(*value, limit)),
-            total=prompts.count,
-            most=prompts.count * limit,
-            unit="prompts",
-            why_least=(
-                "no prompt has both a right and a wrong sample, so there is nothing to learn from; "
-                "choose an easier or harder task, or raise sample.n or prompts.n"
-            ),
-            data=verdicts.stage,
-        )
-
-    def evaluate(self, policy: Policy) -> Records[Answer]:
+    def evaluate(self, policy: Policy, *, name: str = "evaluate") -> Records[Answer]:
         """Greedy answers of `policy` to the held-out prompts, always the same ones, marked."""
         settings = self.config.evaluate.to_dict()
         number = settings.pop("n")
-        sampling = SamplingParams(temperature=0.0, **settings)
-        return self._records(
-            "evaluate",
-            Answer,
-            settings=self._generation(settings) | self._task_settings() | {"n": number},
-            version=f"{work.task_version(self.task)}/{work.SAMPLER_VERSION}",
-            inputs=work.task_inputs(self.task) | {"policy": policy.hash},
-            items=lambda: (
-                (prompt.id, prompt)
-                for prompt in self.task.prompts("test", number, self.config.seed)
-            ),
+        params, seed = SamplingParams(temperature=0.0, **settings), self.config.seed
+        prompts = partial(self.task.prompts, "test", number, seed)
+        recipe = Recipe(
+            items=lambda: ((prompt.id, prompt) for prompt in prompts()),
             work=lambda: work.answered(
-                self.backend.generator(policy), policy.name, self.task, sampling
+                self.backend.generator(policy), policy.name, self.task, params
             ),
             total=number,
             unit="answers",
-            model=policy.name,
             data=f"{self.task.name} test",
+            model=policy.name,
         )
+        return self.records(
+            name, Answer, recipe,
+            settings=self._generation(settings) | self._task_settings() | {"n": number},
+            version=f"{work.task_version(self.task)}/{work.SAMPLER_VERSION}",
+            inputs=work.task_inputs(self.task) | {"policy": policy.hash},
+        )  # fmt: skip
 
-    def train(self, pairs: Records[Pair], start: Policy) -> Policy:
-        """A new policy: `start` trained on `pairs`, with `start` as the frozen reference."""
-        name = f"round_{self.round:02d}"
-        stage = self._stage(
-            "train",
-            settings=self.backend.train_settings(),
-            version=self.backend.trainer_version,
-            inputs={"pairs": pairs.hash, "start": start.hash, "base": self.backend.hash},
-        )
-        folder = self._folder("train")
-        state = self._note(
-            stage,
-            folder,
-            model=f"start {start.name}, reference {start.name}",
-            data=pairs.stage,
-            amount=f"at most {pairs.count} pairs x {self.config.learn.epochs} epochs",
-        )
-        if not self.planning and self._must_run(stage, folder):
-            self._fit(stage, folder, pairs, start)
-        if not self.planning:
-            _tidy(folder.path)
-        known = not self.planning or state == "done"
-        identity = content_id(start.hash, folder.content_hash()) if known else None
-        return self._keep(Policy(name, identity, folder.path / "adapter", start.name))
-
-    def _fit(self, stage: Stage, folder: StageFolder, pairs: Records[Pair], start: Policy) -> None:
-        """Trains into the stage's folder; the trainer keeps its own checkpoints there."""
-        write_json(folder.path / "begun.json", {"key": stage.key})
-        with self.progress.stage(stage.name, None, "steps") as bar:
-            counts = self.backend.fit(pairs, start.adapter, folder.path, bar.advance)
-        files = [f"adapter/{file.name}" for file in (folder.path / "adapter").iterdir()]
-        folder.seal(stage, counts, [*files, "metrics.jsonl"])
-
-    def _records(
+    def train(
         self,
-        name: str,
-        kind: type[R],
+        examples: View,
+        start: Policy,
         *,
-        settings: Mapping[str, Any],
-        version: str,
-        items: Callable[[], Iterable[tuple[str, Any]]],
-        work: Callable[[], Work],
-        total: int,
-        unit: str,
-        data: str,
-        inputs: Mapping[str, str | None] | None = None,
-        model: str = "",
-        most: int | None = None,
-        why_least: str = "the stage gave nothing",
-    ) -> Records[R]:
-        """One stage from records to records: noted when planning, else done if it is not yet.
+        reference: Policy | None = None,
+        objective: Mapping[str, Any] | None = None,
+        learn: Mapping[str, Any] | None = None,
+        name: str = "train",
+    ) -> Policy:
+        """A new policy: `start` trained on Pairs or Examples, `reference` (`start`) kept frozen.
 
-        `total` inputs give one record each, or at most `most` records together.
+        `objective` and `learn` change settings of the run for this stage alone.
         """
-        amount = f"{total} {unit}" if most is None else f"at most {most} records"
-        stage = self._stage(name, settings, version, inputs or {}, why_least)
-        folder = self._folder(name)
-        state = self._note(stage, folder, model, data, amount)
-        if not self.planning and self._must_run(stage, folder):
-            with self.progress.stage(stage.name, total, unit) as bar:
-                run_stage(folder, stage, items(), work(), bar.advance)
-        if self.planning:  # counts as if nothing were there: a plan is the same at every start
-            known = folder.content_hash() if state == "done" else None
-            return Records(stage.name, kind, folder, known, total if most is None else most)
-        (folder.path / JOURNAL).unlink(missing_ok=True)
-        return Records(stage.name, kind, folder, folder.content_hash(), folder.count())
+        reference = reference or start
+        training = training_of(self.config, objective, learn)
+        amount = training.fit.steps or f"{training.fit.epochs} epochs"
+        frozen = f", reference {reference.name}" if training.objective.needs_reference else ""
+        folder, content = self.files(
+            name,
+            lambda path, advance: self.backend.fit(
+                examples, training, start, reference, path, advance
+            ),
+            settings=self.backend.train_settings(training),
+            version=self.backend.trainer_version,
+            inputs={
+                **examples.inputs,
+                "start": start.hash,
+                "reference": reference.hash,
+                "base": self.backend.hash,
+            },
+            model=f"start {start.name}{frozen}",
+            data=examples.name,
+            amount=f"at most {examples.count} examples x {amount}",
+        )
+        return self._trained(name, folder, content, start)
 
-    def _must_run(self, stage: Stage, folder: StageFolder) -> bool:
-        """Whether there is something to do; output of another key is moved aside first."""
-        status, why = folder.status(stage)
-        if status == "done":
-            folder.verify()
-            self.progress.say(f"{stage.name}: finished before, nothing to do")
-        if status == "part":
-            self.progress.say(f"{stage.name}: goes on where it stopped")
-        if status == "changed":
-            kept = folder.set_aside(self.workdir).relative_to(self.workdir)
-            self.progress.say(f"{stage.name}: runs again ({why}); the old output is in {kept}")
-        return status != "done"
-
-    def _note(self, stage: Stage, folder: StageFolder, model: str, data: str, amount: str) -> str:
-        state = self._planned_state(stage, folder) if self.planning else ""
-        self.plan.append(Step(stage.name, model, data, amount, state))
-        return state
-
-    def _planned_state(self, stage: Stage, folder: StageFolder) -> str:
-        """What would happen to a stage, as far as that can be known before its inputs are."""
-        sealed = folder.sealed()
-        if sealed is not None and UNKNOWN in stage.inputs.values():
-            old = sealed["stage"]["inputs"]
-            known = {
-                key: old.get(key, value) if value == UNKNOWN else value
-                for key, value in stage.inputs.items()
-            }
-            stage = Stage(stage.name, stage.version, stage.settings, known)
-            status, why = folder.status(stage)
-            return f"again: {why}" if status == "changed" else "again if its inputs change"
-        status, why = folder.status(stage)
-        if status == "part" or (status == "changed" and UNKNOWN in stage.inputs.values()):
-            return "goes on"
-        return {"done": "done", "new": "to do", "changed": f"again: {why}"}[status]
-
-    def _stage(
+    def merge(
         self,
-        name: str,
-        settings: Mapping[str, Any],
-        version: str,
-        inputs: Mapping[str, str | None],
-        why_least: str = "",
-    ) -> Stage:
-        known = {key: UNKNOWN if value is None else value for key, value in inputs.items()}
-        full = f"round_{self.round:02d}/{name}"
-        return Stage(full, version, settings, known, why_least=why_least)
+        policies: Sequence[Policy],
+        *,
+        how: str = "ties",
+        density: float = 0.2,
+        name: str = "merge",
+    ) -> Policy:
+        """The base with the adapters of several policies merged; see `selfevo_jax.models.merge`."""
+        folder, content = self.files(
+            name,
+            lambda path, advance: self.backend.merge(policies, how, density, path),
+            settings={"how": how, "density": density, "seed": self.config.seed},
+            version=source_version(merge),
+            inputs={policy.name: policy.hash for policy in policies},
+            model="base",
+            data=", ".join(policy.name for policy in policies),
+            amount=f"{len(policies)} adapters",
+        )
+        return self._trained(name, folder, content, policies[-1])
 
-    def _folder(self, name: str) -> StageFolder:
-        return StageFolder(self.workdir / f"round_{self.round:02d}" / name)
+    def _trained(self, name: str, folder: Path, content: str | None, start: Policy) -> Policy:
+        known = None if content is None or start.hash is None else content_id(start.hash, content)
+        own = "" if name == "train" else f".{name}"
+        policy = f"round_{self.round:02d}{own}"
+        return self._keep(Policy(self.branch + policy, known, folder / "adapter", start.name))
+
+    def _questions(self, name: str, split: Any, first: int, number: int) -> Records[Prompt]:
+        drawn = partial(self.task.prompts, split, first + number, self.config.seed)
+        recipe = Recipe(
+            items=lambda: ((prompt.id, prompt) for prompt in islice(drawn(), first, None)),
+            work=lambda: work.each(lambda prompt: [prompt]),
+            total=number,
+            unit="prompts",
+            data=f"{self.task.name} {split}",
+        )
+        return self.records(
+            name, Prompt, recipe,
+            settings=self._task_settings() | {"split": split, "first": first, "n": number},
+            version=work.task_version(self.task),
+            inputs=work.task_inputs(self.task),
+        )  # fmt: skip
 
     def _task_settings(self) -> dict[str, Any]:
         return {
@@ -315,34 +360,20 @@ class Run:
 
     def _generation(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         compute = self.config.compute
-        return dict(settings) | {"dtype": compute.dtype, "max_length": compute.max_length}
+        computed = {"dtype": compute.dtype, "max_length": compute.max_length}
+        return dict(settings) | computed | {"backend": self.config.backend}
 
     def _keep(self, policy: Policy) -> Policy:
-        self.policies.append(policy)
-        self._remember(self)
+        if policy not in self.policies:
+            self.policies.append(policy)
+            self._remember(self)
         return policy
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what only an unfinished training needs: checkpoints, half-written adapters."""
-    for leftover in [folder / "checkpoints", *folder.glob(".adapter.*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
-    (folder / "begun.json").unlink(missing_ok=True)
-
-
-class Group(NamedTuple):
-    """The judged samples of one prompt."""
-
-    prompt_id: str
-    judged: list[tuple[Sample, Verdict]]
-
-
-def _judged_groups(
-    prompts: Iterable[Prompt], samples: Iterable[Sample], verdicts: Iterable[Verdict]
-) -> Iterator[tuple[str, tuple[Prompt, list[tuple[Sample, Verdict]]]]]:
-    """(prompt id, (prompt, its samples with their verdicts)), joined by id."""
-    judged = join(samples, verdicts, "id", "sample_id")
-    by_prompt = groupby(judged, key=lambda pair: pair[0].prompt_id)
-    groups = (Group(prompt_id, list(members)) for prompt_id, members in by_prompt)
-    for group, prompt in join(groups, prompts, "prompt_id", "id"):
-        yield prompt.id, (prompt, group.judged)
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[tuple[str, list[Any]]]:
+    """(number, rows) in chunks."""
+    for number in count():
+        chunk = list(islice(rows, size))
+        if not chunk:
+            return
+        yield str(number), chunk

@@ -1,32 +1,26 @@
 """What the stages of a run do, one function per stage, without files: records in, records out."""
 
-import ast
-import hashlib
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from selfevo_jax.evaluate.file_task import FileTask
 from selfevo_jax.evaluate.task import Task
-from selfevo_jax.evolve.files import file_sha256
+from selfevo_jax.evolve.acquire import statistics
+from selfevo_jax.evolve.keys import source_version
 from selfevo_jax.evolve.stages import Item, Work
 from selfevo_jax.judge import checkers
-from selfevo_jax.records import Answer, Pair, Prompt, Record, Sample, Verdict, content_id
+from selfevo_jax.judge.pairwise import Contest, PairwiseJudge
+from selfevo_jax.records import Answer, Prompt, Record, Row, Sample, Vector, Verdict, content_id
 from selfevo_jax.sample.protocol import Completion, Generator, Request, SamplingParams
 
 # Raised by hand when a change of the sampler changes the text it gives for the same seed.
 SAMPLER_VERSION = "1"
+EMBEDDER_VERSION = "1"
 LOGP_DIGITS = 4  # kept of a log-probability; the rest differs with how requests were batched
-
-
-def source_version(*parts: Any) -> str:
-    """A hash of the code of functions, classes or modules, blind to comments and layout."""
-    digest = hashlib.sha256()
-    for part in parts:
-        tree = ast.parse(inspect.cleandoc(inspect.getsource(part)))
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
+VECTOR_DIGITS = 4
 
 
 def task_version(task: Task) -> str:
@@ -37,17 +31,16 @@ def task_version(task: Task) -> str:
 def task_inputs(task: Task) -> dict[str, str]:
     """Content hashes of what a task's questions come from: its files, or the library's version."""
     if isinstance(task, FileTask):
-        names = sorted(set(task.spec.files.values()))
-        return {name: file_sha256(task.folder / name) for name in names}
+        return task.inputs()
     return {"reasoning-gym": importlib.metadata.version("reasoning-gym")}
 
 
-def each(function: Callable[[Any], list[Record]]) -> Work:
+def each(function: Callable[[Any], Sequence[Record]]) -> Work:
     """Work that maps one item at a time."""
 
     def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
         for item in items:
-            yield item, function(item.value)
+            yield item, list(function(item.value))
 
     return work
 
@@ -74,38 +67,61 @@ def generated(
     return work
 
 
-def draws(prompts: Iterable[Prompt], n: int) -> Iterator[tuple[str, tuple[Prompt, int]]]:
-    """Each prompt `n` times: (id, (prompt, number of the draw))."""
-    for prompt in prompts:
+def draws(rows: Iterable[tuple[str, Any]], n: int) -> Iterator[tuple[str, tuple[str, Any, int]]]:
+    """Each row `n` times: (id of the draw, (id of the row, row, number of the draw))."""
+    for name, row in rows:
         for number in range(n):
-            yield f"{prompt.id}/{number}", (prompt, number)
+            yield f"{name}/{number}", (name, row, number)
 
 
-def draw_seed(seed: int, prompt_id: str, number: int) -> int:
-    """A 31-bit seed that depends on the run's seed, the prompt and the draw only."""
-    return int(content_id("draw", seed, prompt_id, number), 16) & 0x7FFFFFFF
+def draw_seed(seed: int, name: str, number: int) -> int:
+    """A 31-bit seed that depends on the run's seed, the row's id and the draw only."""
+    return int(content_id("draw", seed, name, number), 16) & 0x7FFFFFFF
 
 
-def sampled(generator: Generator, policy: str, seed: int, sampling: SamplingParams) -> Work:
-    """(prompt, draw) -> Sample."""
+def asked(
+    generator: Generator,
+    policy: str,
+    seed: int,
+    sampling: SamplingParams,
+    messages: Callable[[Any], Sequence[Mapping[str, str]]],
+    prefix: str = "",
+) -> Work:
+    """(id, row, draw) -> Sample: what the policy says when asked `messages(row)`."""
 
     def request(item: Item) -> Request:
-        prompt, number = item.value
-        return Request(item.id, prompt.messages, sampling, draw_seed(seed, prompt.id, number))
+        name, row, number = item.value
+        return Request(
+            item.id, messages(row), sampling, draw_seed(seed, name, number), prefix=prefix
+        )
 
     def record(item: Item, completion: Completion) -> Sample:
-        prompt, number = item.value
+        name, row, number = item.value
         return Sample.make(
-            prompt_id=prompt.id,
+            prompt_id=root(row),
+            parent_id=first(row).id,
             text=completion.text,
             tokens=tuple(completion.tokens),
             logps=tuple(round(float(logp), LOGP_DIGITS) for logp in completion.logps),
             finish=completion.finish,
-            seed=draw_seed(seed, prompt.id, number),
+            seed=draw_seed(seed, name, number),
             policy=policy,
         )
 
     return generated(generator, request, record)
+
+
+def first(row: Any) -> Record:
+    """The record that a row is about: its first, of a group that of its first row."""
+    while isinstance(row, tuple | list):
+        row = row[0]
+    return row
+
+
+def root(row: Any) -> str:
+    """The id of the prompt that a row's first record goes back to."""
+    record = first(row)
+    return record.id if isinstance(record, Prompt) else record.prompt_id
 
 
 def answered(generator: Generator, policy: str, task: Task, sampling: SamplingParams) -> Work:
@@ -115,28 +131,32 @@ def answered(generator: Generator, policy: str, task: Task, sampling: SamplingPa
         return Request(item.id, item.value.messages, sampling)
 
     def record(item: Item, completion: Completion) -> Answer:
-        prompt: Prompt = item.value
-        check = task.check(prompt, completion.text)
-        return Answer.make(
-            prompt_id=prompt.id,
-            task=prompt.task,
-            policy=policy,
-            text=completion.text,
-            parsed=check.parsed,
-            gold=prompt.answer,
-            score=check.score,
-            correct=check.correct,
-            tokens=len(completion.tokens),
-        )
+        return mark(task, policy, item.value, completion.text, len(completion.tokens))
 
     return generated(generator, request, record)
 
 
-def checked(task: Task) -> Work:
-    """(sample, prompt) -> Verdict, by the task's own checker."""
+def mark(task: Task, policy: str, prompt: Prompt, text: str, tokens: int) -> Answer:
+    """A reply to a held-out prompt, marked by the task."""
+    check = task.check(prompt, text)
+    return Answer.make(
+        prompt_id=prompt.id,
+        task=prompt.task,
+        policy=policy,
+        text=text,
+        parsed=check.parsed,
+        gold=prompt.answer,
+        score=check.score,
+        correct=check.correct,
+        tokens=tokens,
+    )
 
-    def verdict(value: tuple[Sample, Prompt]) -> list[Record]:
-        sample, prompt = value
+
+def checked(task: Task) -> Work:
+    """(sample, ..., prompt) -> Verdict, by the task's own checker."""
+
+    def verdict(row: tuple) -> list[Record]:
+        sample, prompt = row[0], row[-1]
         check = task.check(prompt, sample.text)
         return [
             Verdict.make(
@@ -147,28 +167,53 @@ def checked(task: Task) -> Work:
     return each(verdict)
 
 
-def right_against_wrong(
-    prompt: Prompt, judged: Iterable[tuple[Sample, Verdict]], limit: int
-) -> list[Record]:
-    """At most `limit` pairs of a right and a wrong sample of one prompt.
+def judged(judge: PairwiseJudge, contest: Callable[[Any], Contest]) -> Work:
+    """Row -> Comparison of two outputs; contests are called by the ids of their rows."""
 
-    Equal texts count once. Every text is used before any is used again; the order is that of the
-    samples, so the same samples give the same pairs.
-    """
-    right, wrong = {}, {}
-    for sample, verdict in judged:
-        (right if verdict.correct else wrong).setdefault(sample.text, sample)
-    good, bad = list(right.values()), list(wrong.values())
-    number = min(limit, max(len(good), len(bad))) if good and bad else 0
-    return [_pair(prompt, good[i % len(good)], bad[i % len(bad)]) for i in range(number)]
+    def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
+        waiting: dict[str, Item] = {}
+
+        def contests() -> Iterator[Contest]:
+            for item in items:
+                waiting[item.id] = item
+                yield replace(contest(item.value), id=item.id)
+
+        for comparison in judge.compare(contests()):
+            yield waiting.pop(comparison.item_id), [comparison]
+
+    return work
 
 
-def _pair(prompt: Prompt, chosen: Sample, rejected: Sample) -> Pair:
-    return Pair.make(
-        prompt_id=prompt.id,
-        chosen_id=chosen.id,
-        rejected_id=rejected.id,
-        prompt=prompt.messages,
-        chosen=chosen.text,
-        rejected=rejected.text,
-    )
+def weighed(
+    weigh: Callable[[list[tuple[Sample, Prompt]]], list[Mapping[str, Any]]],
+) -> Work:
+    """A chunk of (sample, prompt) -> a Row of statistics each; done as a whole, as `embedded`."""
+
+    def rows(chunk: list[tuple[Sample, Prompt]]) -> list[Record]:
+        return [
+            Row.make(
+                source_id=sample.id,
+                values={k: round(v, VECTOR_DIGITS) for k, v in statistics(tokens).items()},
+            )
+            for (sample, _), tokens in zip(chunk, weigh(chunk), strict=True)
+        ]
+
+    return each(rows)
+
+
+def embedded(embed: Callable[[list[str]], Any], policy: str) -> Work:
+    """A chunk of (id, text) -> their Vectors. A chunk is done as a whole, so that what stands
+    beside a text does not depend on when the run was killed."""
+
+    def vectors(chunk: list[tuple[str, str]]) -> list[Record]:
+        values = embed([text for _, text in chunk])
+        return [
+            Vector.make(
+                source_id=name,
+                policy=policy,
+                values=tuple(round(float(x), VECTOR_DIGITS) for x in vector),
+            )
+            for (name, _), vector in zip(chunk, values, strict=True)
+        ]
+
+    return each(vectors)

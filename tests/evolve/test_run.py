@@ -12,8 +12,8 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked
+from selfevo_jax.evolve.pairs import right_against_wrong
 from selfevo_jax.evolve.tiny import random_model
-from selfevo_jax.evolve.work import right_against_wrong
 from selfevo_jax.records import Prompt, Sample, Verdict
 
 STAGES = ["evaluate", "prompts", "sample", "check", "pair", "train", "evaluate"]
@@ -198,8 +198,8 @@ def judged(*marks: tuple[str, bool]) -> tuple[Prompt, list[tuple[Sample, Verdict
     made = []
     for number, (text, correct) in enumerate(marks):
         sample = Sample.make(
-            prompt_id=prompt.id, text=text, tokens=(number,), logps=(0.0,), finish="stop",
-            seed=number, policy="base",
+            prompt_id=prompt.id, parent_id=prompt.id, text=text, tokens=(number,), logps=(0.0,),
+            finish="stop", seed=number, policy="base",
         )  # fmt: skip
         verdict = Verdict.make(
             sample_id=sample.id, score=float(correct), correct=correct, parsed=text
@@ -218,10 +218,10 @@ def test_pairs_use_each_text_once_before_any_twice():
         ("3", False),
         ("4", False),
     )
-    texts = [(p.chosen, p.rejected) for p in right_against_wrong(prompt, samples, 9)]
+    texts = [(p.chosen, p.rejected) for p in right_against_wrong((samples, prompt), 9)]
     assert texts == [("1", "2"), ("one", "3"), ("1", "4")]
-    assert len(right_against_wrong(prompt, samples, 2)) == 2
-    assert right_against_wrong(*judged(("1", True), ("2", True)), 9) == []
+    assert len(right_against_wrong((samples, prompt), 2)) == 2
+    assert right_against_wrong(judged(("1", True), ("2", True))[::-1], 9) == []
 
 
 def test_time_is_kept_apart_from_records(mini):

@@ -241,9 +241,9 @@ def stream(path: Path, count: int) -> None:
 
     def draws():
         prompts = (Prompt(f"{n:016x}", "t", messages, "1", {}) for n in range(count // 4))
-        return work.draws(prompts, 4)
+        return work.draws(((prompt.id, prompt) for prompt in prompts), 4)
 
-    sampling = work.sampled(FakeGenerator(), "base", 0, SamplingParams())
+    sampling = work.asked(FakeGenerator(), "base", 0, SamplingParams(), lambda row: row.messages)
     with pytest.raises(Killed):
         run_stage(folder, stage(), draws(), killed_after(sampling, count // 2), lambda n: None)
     run_stage(folder, stage(), draws(), sampling, lambda n: None)

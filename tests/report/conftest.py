@@ -77,8 +77,8 @@ def training_round(folder, generator, task, number):
         for draw in range(4):
             text = reply(generator, prompt, generator.random() < 0.4, True)
             sample = Sample.make(
-                prompt_id=prompt.id, text=text, tokens=tuple(range(len(text) // 4)),
-                logps=(-0.5,) * (len(text) // 4), finish="stop", seed=draw, policy="base",
+                prompt_id=prompt.id, parent_id=prompt.id, text=text,
+                tokens=tuple(range(len(text) // 4)), logps=(-0.5,) * (len(text) // 4), finish="stop", seed=draw, policy="base",
             )  # fmt: skip
             check = task.check(prompt, text)
             samples.append(sample)

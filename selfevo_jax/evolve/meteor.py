@@ -1,0 +1,200 @@
+"""METEOR: distil with the student's guidelines, iterate with advice, self-train on dear decoding.
+
+After Li et al., 2024 (METEOR: evolutionary journey of large language models). (1) The student
+writes a guideline to each question, a teacher answers along it, the student imitates the answers.
+(2) Part by part, the student answers with reasons, a teacher (or the task's checker) says right or
+gives advice, the student revises; only answers judged right are kept, and every `train_every` of
+them are trained on, by the student as it is by then. (3) The student learns to prefer its costly
+decoding to its cheap one, by token and against a reference, so that length by itself earns nothing.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from selfevo_jax.evolve.criteria import compare, marked
+from selfevo_jax.evolve.guiding import (
+    advice_messages,
+    burst,
+    costly_over_cheap,
+    gold_reply,
+    guided,
+    judge_opinion,
+    last_question,
+    part_of,
+    reasoned,
+    requested,
+    revise_messages,
+    right_lesson,
+    rule_opinion,
+    turns,
+    wrong_answer,
+)  # fmt: skip
+from selfevo_jax.evolve.lessons import reply_lesson
+from selfevo_jax.evolve.run import (
+    Example,
+    Pair,
+    Policy,
+    Prompt,
+    Records,
+    Row,
+    Run,
+    Sample,
+    View,
+    prompt_file,
+    question,
+    role_defaults,
+    rounds,
+    sampling,
+    together,
+)  # fmt: skip
+from selfevo_jax.evolve.tables import accuracy
+
+GUIDELINE, ANSWER = prompt_file("meteor_guideline"), prompt_file("meteor_answer")
+DISTIL, UNGUIDED = prompt_file("meteor_distil"), prompt_file("meteor_unguided")
+REVISE, CRITERIA = prompt_file("meteor_revise"), prompt_file("meteor_criteria")
+SFT = {"loss": "sft"}
+SAME = "no costly decoding differs from the cheap one within self_train.length_ratio: raise one"
+
+
+def defaults() -> dict[str, Any]:
+    """This method's own settings. `rounds` is the number of parts of the iteration."""
+    small = {"lr": 3e-5, "epochs": 1, "schedule": "constant", "warmup": 0.0}
+    return {
+        **rounds(),
+        "field": "the subject",  # what the guideline's author and the teacher are told they know
+        "letters": 4000,  # of a model's text that another request shows
+        "guideline": sampling(max_new_tokens=256) | {"top_k": 50, "top_p": 0.95},
+        "distil": {
+            "by": "gold",  # who answers: gold | teacher
+            "compare": False,  # the teacher's answers with and without guidelines
+            "reply": sampling(temperature=0.7, max_new_tokens=1024),
+            "learn": {"lr": 3e-5, "epochs": 3},
+        },
+        "iterate": {
+            "verdict": "checker",  # who says right or wrong: checker | judge
+            "reasons": True,  # ask for reasons before the answer
+            "turns": 3,
+            "train_every": 10,  # kept answers
+            "answer": sampling(temperature=0.7, max_new_tokens=1024) | {"top_p": 0.9},
+            "advice": sampling(temperature=0.0, max_new_tokens=512),
+            "learn": small,
+        },
+        "self_train": {
+            "cheap": sampling(temperature=0.0, max_new_tokens=512),
+            "costly": sampling(max_new_tokens=512) | {"num_beams": 10},  # or n > 1: best by token
+            "length_ratio": 1.5,  # of the longer to the shorter, in tokens, at most
+            "margin": 1.0,
+            "beta": 0.1,
+            "learn": small | {"lr": 1e-5},
+        },
+        "criteria": {
+            "questions": 0,  # held-out ones, on which a judge marks all stages' answers; 0: none
+            "reply": sampling(temperature=0.0, max_new_tokens=512),
+        },
+        **role_defaults("teacher", "judge"),
+    }
+
+
+def meteor(run: Run) -> None:
+    """Distillation, iteration, self-training, and what each of them gained."""
+    c, base = run.config, run.base()
+    run.check_choices("distil.by", [c.distil.by], ("gold", "teacher"))
+    run.check_choices("iterate.verdict", [c.iterate.verdict], ("checker", "judge"))
+    evaluated, numbers = [run.evaluate(base)], run.rounds(c.rounds + 2)
+    next(numbers)
+    prompts = run.prompts()
+    distilled = distillation(run, prompts, base)
+    evaluated.append(run.evaluate(distilled))
+    iterated = iteration(run, numbers, prompts, distilled)
+    evaluated.append(run.evaluate(iterated))
+    next(numbers)
+    self_trained = self_training(run, prompts, iterated)
+    evaluated.append(run.evaluate(self_trained))
+    run.table("table", together(evaluated), accuracy)
+    if c.criteria.questions:
+        stages = dict(base=base, distilled=distilled, iterated=iterated, trained=self_trained)
+        compare(run, stages, c.criteria.questions, c.self_train.cheap, base, CRITERIA)
+
+
+def distillation(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
+    """The student after imitating answers that were given along its guidelines."""
+    c, teacher = run.config, run.role("teacher", student)
+    wanted = partial(requested, file=GUIDELINE, field=c.field)
+    guidelines = run.ask("guideline", prompts, student, wanted, c.guideline)
+    rows = guidelines.join(prompts)
+    if c.distil.by == "teacher" or c.distil.compare:
+        along = partial(guided, file=DISTIL, field=c.field, letters=c.letters)
+        answers = run.ask("distil", rows, teacher, along, c.distil.reply)
+        if c.distil.compare:
+            freely, sides = partial(requested, file=UNGUIDED, field=c.field), ("with", "without")
+            others = run.ask("unguided", answers.join(prompts), teacher, freely, c.distil.reply)
+            marked(run, "quality", [others, answers], prompts, sides, student, CRITERIA)
+    if c.distil.by == "gold":
+        answers = run.map("gold", rows, gold_reply, Sample)
+    learned = run.map("learn", answers.join(prompts), reply_lesson, Example)
+    return run.train(learned, student, objective=SFT, learn=c.distil.learn)
+
+
+def iteration(run: Run, numbers: Iterator[int], prompts: View, student: Policy) -> Policy:
+    """The student after the bursts of training on its own answers that were judged right."""
+    c = run.config
+    kept, spent, opinions = list[View](), list[View](), list[View]()
+    for number in islice(numbers, c.rounds):
+        part = partial(part_of, part=number - 2, parts=c.rounds)
+        questions = run.gather("questions", prompts, part, Prompt)
+        refine(run, questions, student, kept, opinions)
+        waiting = together(kept).without(together(spent), "id") if spent else together(kept)
+        enough = partial(burst, every=c.iterate.train_every, last=number == c.rounds + 1)
+        learned = run.gather("burst", waiting, enough, Example, least=0)
+        if learned.count:
+            spent.append(learned)
+            student = run.train(learned, student, objective=SFT, learn=c.iterate.learn)
+    run.table("turns", together(opinions), turns)
+    return student
+
+
+def refine(
+    run: Run, questions: Records[Prompt], student: Policy, kept: list[View], opinions: list[View]
+) -> None:
+    """Answer, opinion, revision, until all answers are right or the turns are used up."""
+    c = run.config.iterate
+    how = partial(reasoned, file=ANSWER) if c.reasons else question
+    again = partial(revise_messages, file=REVISE, letters=run.config.letters)
+    answers = run.ask("answer_1", questions, student, how, c.answer)
+    for turn in range(1, c.turns + 1):
+        said = opinion(run, turn, answers, questions, student)
+        opinions.append(said)
+        judged = answers.join(said, key="id").join(questions)
+        kept.append(run.map(f"keep_{turn}", judged, right_lesson, Example, least=0))
+        wrong = run.map(f"wrong_{turn}", judged, wrong_answer, Sample, least=0)
+        if turn == c.turns or not wrong.count:
+            return
+        rows = wrong.join(said, key="id").join(questions)
+        answers = run.ask(f"answer_{turn + 1}", rows, student, again, c.answer.to_dict() | {"n": 1})
+
+
+def opinion(
+    run: Run, turn: int, answers: Records[Sample], questions: Records[Prompt], student: Policy
+) -> Records[Row]:
+    """Right, or wrong with advice, of every answer: by the task's checker or by the judge."""
+    c = run.config
+    if c.iterate.verdict == "checker":
+        rows = answers.join(run.check(answers, questions, name=f"check_{turn}"))
+        return run.map(f"opinion_{turn}", rows, partial(rule_opinion, turn=turn), Row)
+    wanted, judge = partial(advice_messages, letters=c.letters), run.role("judge", student)
+    advice = run.ask(f"advice_{turn}", answers.join(questions), judge, wanted, c.iterate.advice)
+    return run.map(f"opinion_{turn}", advice.join(answers), partial(judge_opinion, turn=turn), Row)
+
+
+def self_training(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
+    """The student after learning to prefer its costly decoding to its cheap one."""
+    c = run.config.self_train
+    cheap = run.ask("cheap", prompts, student, question, c.cheap)
+    costly = run.ask("costly", cheap.join(prompts), student, last_question, c.costly)
+    rows = costly.join(cheap).join(prompts).groups("parent_id")
+    better = partial(costly_over_cheap, length_ratio=c.length_ratio)
+    pairs = run.map("pair", rows, better, Pair, why=SAME)
+    ranking = {"loss": "ranking", "margin": c.margin, "beta": c.beta}
+    return run.train(pairs, student, objective=ranking, learn=c.learn)

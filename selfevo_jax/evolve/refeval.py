@@ -1,0 +1,199 @@
+"""RefEval: reference answers guide the policy's own judgement, which it is then trained on.
+
+After Shi et al., 2026 (arXiv:2602.16802). A reference to each question comes from a stronger model,
+a file or the gold answers; the policy imitates the references, samples N answers, judges all pairs
+of them in both orders with the reference beside it, and learns by DPO to prefer the best to the
+worst. Several strengths of the pull to the reference policy share all of that; the best on
+questions held back from the training split is kept. Other judges run beside it as baselines.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from selfevo_jax.evolve.contests import (
+    accuracy_row,
+    as_they_are,
+    best_against_worst,
+    contest_of,
+    duel,
+    embedding_scores,
+    file_reference,
+    found_reference,
+    gold_reference,
+    highest,
+    judged_scores,
+    matches,
+    preference_row,
+    reference_lesson,
+    reference_text,
+    replied_reference,
+    rouge_scores,
+    sample_text,
+    scoring_row,
+    split,
+    win_rates,
+)
+from selfevo_jax.evolve.guiding import last_question
+from selfevo_jax.evolve.run import (
+    Example,
+    Pair,
+    Policy,
+    Prompt,
+    Records,
+    Row,
+    Run,
+    Sample,
+    question,
+    role_defaults,
+    rounds,
+    sampling,
+    together,
+)
+from selfevo_jax.evolve.tables import accuracy
+
+LIKENESS = ("rouge", "embedding")
+JUDGES = ("refeval", "refmatch", "base", "cot", *LIKENESS)
+SFT = {"loss": "sft"}
+NOTHING = (
+    "no two different answers to one question are judged further apart than pair.least_gap; "
+    "raise sample.n or sample.temperature, or lower the gap"
+)
+
+
+def defaults() -> dict[str, Any]:
+    """This method's own settings."""
+    return {
+        **rounds(),
+        "references": {
+            "by": "gold",  # gold | teacher | file
+            "file": "",  # {question, reference}
+            "reply": sampling(temperature=0.0, max_new_tokens=2048),
+        },
+        "sft": {"use": True, "learn": {"lr": 5e-6, "epochs": 2, "warmup": 0.03}},
+        "sample": sampling(n=5, temperature=0.8, max_new_tokens=2048) | {"top_p": 0.95},
+        "judges": ("refeval",),  # of JUDGES; each has its own pairs, grid and policy
+        "protocol": "",  # a prompt file in the place of the one called as the judge
+        "comparisons": 0,  # of each candidate with others, drawn; 0: all pairs
+        "pair": {"least_gap": 0.0, "finished": True},  # finished: no answer that was cut off
+        "betas": (0.005, 0.01, 0.02, 0.05, 0.1),
+        "validation": {"questions": 32, "by": "accuracy"},  # accuracy | preference
+        "arena": "base",  # the protocol of the win rates over the base's answers
+        "greedy": sampling(temperature=0.0, max_new_tokens=512),  # validation, arena
+        **role_defaults("teacher", "judge", "arena", "encoder"),
+    }
+
+
+def refeval(run: Run) -> None:
+    """References, imitation, and for every judge: scores, pairs, DPO at every beta, the best."""
+    c, base = run.config, run.base()
+    run.check_choices("judges", c.judges, JUDGES)
+    run.check_choices("references.by", [c.references.by], ("gold", "teacher", "file"))
+    run.check_choices("validation.by", [c.validation.by], ("accuracy", "preference"))
+    evaluated, policies = [run.evaluate(base)], dict.fromkeys(c.judges, base)
+    scorings, finals = [], {}
+    for number in run.rounds():
+        every = run.prompts()
+        back = partial(split, held_back=c.validation.questions)
+        prompts = run.gather("train_prompts", every, partial(back, keep=False), Prompt)
+        validation = run.gather("validation", every, partial(back, keep=True), Prompt)
+        references = referred(run, every, base)
+        if number == 1 and c.sft.use:
+            rows = prompts.join(references, key="id")
+            learned = run.map("learn", rows, reference_lesson, Example)
+            start = run.train(learned, base, objective=SFT, learn=c.sft.learn, name="sft")
+            evaluated.append(run.evaluate(start, name="evaluate_sft"))
+            finals, policies = {"sft": start}, dict.fromkeys(c.judges, start)
+        for judge in c.judges:
+            with run.within(judge):
+                scores, samples = scored(run, judge, policies[judge], prompts, references)
+                name = partial(scoring_row, name=f"{judge} {number}")
+                scorings.append(run.gather("scoring", scores, name, Row))
+                widest = partial(best_against_worst, least_gap=c.pair.least_gap)
+                rows = samples.join(prompts)
+                pairs = run.gather("pair", rows, widest, Pair, given=scores, why=NOTHING)
+                policies[judge] = best_beta(run, pairs, policies[judge], validation)
+                evaluated.append(run.evaluate(policies[judge]))
+    run.table("scorings", together(scorings), as_they_are)
+    run.table("table", together(evaluated), accuracy)
+    arena(run, base, finals | policies)
+
+
+def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
+    """One reference to every question."""
+    c = run.config.references
+    if c.by == "gold":
+        return run.map("references", prompts, gold_reference, Row)
+    if c.by == "file":
+        rows = run.read("read_references", c.file, file_reference, Row)
+        return run.map("references", prompts, found_reference, Row, given=rows)
+    replies = run.ask("refer", prompts, run.role("teacher", base), question, c.reply)
+    return run.map("references", replies.join(prompts), replied_reference, Row)
+
+
+def scored(
+    run: Run, judge: str, policy: Policy, prompts: Records[Prompt], references: Records[Row]
+) -> tuple[Records[Row], Records[Sample]]:
+    """Scores of the policy's answers, by the policy itself or by their likeness to references."""
+    c = run.config
+    samples = run.ask("sample", prompts, policy, question, c.sample)
+    rows = samples.groups().join(prompts).join(references, key="prompt_id")
+    if judge == "rouge":
+        marks = partial(rouge_scores, finished=c.pair.finished)
+        return run.map("score", rows, marks, Row), samples
+    if judge == "embedding":
+        encoder, asked = run.role("encoder", policy), prompts.join(references, key="id")
+        wanted = run.embed("embed_references", asked, encoder, reference_text)
+        placed = samples.join(run.embed("embed", samples, encoder, sample_text)).groups()
+        rows = placed.join(prompts).join(wanted, key="prompt_id")
+        marks = partial(embedding_scores, finished=c.pair.finished)
+        return run.map("score", rows, marks, Row), samples
+    met = partial(matches, finished=c.pair.finished, comparisons=c.comparisons, seed=c.seed)
+    most = c.sample.n * (c.sample.n - 1) // 2
+    contests = run.map("contests", rows, met, Row, most=most, why=NOTHING)
+    own, protocol = run.role("judge", policy), c.protocol or judge
+    said = run.judge("judge", contests, own, contest_of, protocol=protocol)
+    compared = contests.join(said, key="id").groups("source_id")
+    return run.map("score", compared, judged_scores, Row), samples
+
+
+def best_beta(run: Run, pairs: Records[Pair], start: Policy, validation: Records[Prompt]) -> Policy:
+    """The best, on questions held back, of a DPO at every beta from the same start and pairs."""
+    c = run.config
+    first = run.ask("first", validation, start, question, c.greedy)
+    trained: dict[str, Policy] = {}
+    values: list[Records[Row]] = []
+    for beta in c.betas:
+        with run.within(f"beta_{beta}"):
+            policy = run.train(pairs, start, objective={"beta": beta})
+            trained[policy.name] = policy
+            answers = run.ask("answer", first.join(validation), policy, last_question, c.greedy)
+            if c.validation.by == "accuracy":
+                found, value = run.check(answers, validation), accuracy_row
+            else:
+                rows = answers.join(first).join(validation)
+                judge, protocol = run.role("judge", start), c.protocol or "refeval"
+                found = run.judge("prefer", rows, judge, duel, protocol=protocol)
+                value = preference_row
+            values.append(run.gather("value", found, partial(value, name=policy.name), Row))
+    return kept(trained, run.gather("best", together(values), highest, Row))
+
+
+def kept(trained: Mapping[str, Policy], best: Records[Row]) -> Policy:
+    """The policy that `best` names; one that is not known yet while that is only planned."""
+    if best.hash is None:
+        return Policy("best", None)
+    return trained[next(iter(best)).source_id]
+
+
+def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:
+    """Win rates over the base's answers to held-out questions."""
+    c, questions, judge = run.config, run.held_out(), run.role("arena", base)
+    others, fought = run.ask("arena.first", questions, base, question, c.greedy), []
+    for name, policy in policies.items():
+        rows = others.join(questions)
+        answers = run.ask(f"arena.{name}", rows, policy, last_question, c.greedy)
+        rows = answers.join(others).join(questions)
+        said = run.judge(f"arena.{name}.judge", rows, judge, duel, protocol=c.arena)
+        fought.append(rows.join(said, key="id"))
+    run.table("arena", together(fought), win_rates)

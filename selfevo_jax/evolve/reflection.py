@@ -1,0 +1,259 @@
+"""Reflection in words and in records: the instruction pool, the requests, what is curated.
+
+The pool has 2 x 8 x 2 instructions with keys `v-e-p`: how to verify, which kind of error to look
+for, how concrete the plan is (ReflectEvo; the wording is ours).
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.lessons import lesson
+from selfevo_jax.evolve.settings import prompt_file
+from selfevo_jax.evolve.tables import gain, share
+from selfevo_jax.judge.pairwise import Comparison, Contest
+from selfevo_jax.records import Example, Pair, Prompt, Row, Sample, Verdict
+
+VERIFY = {
+    "1": "Go through it step by step and check each step before the next.",
+    "2": "Read it once quickly and point at what strikes you first.",
+}
+FOCUS = {
+    "1": "Look for mistakes in calculation.",
+    "2": "Look for steps that are taken in a wrong order or left out.",
+    "3": "Look for conclusions that do not follow.",
+    "4": "Look for statements that contradict each other.",
+    "5": "Look for conditions of the question that are not met.",
+    "6": "Look for what is beside the point, and for what is missing.",
+    "7": "Look for a form or structure that was not asked for.",
+    "8": "Look for statements about the world that are not true.",
+}
+PLAN = {
+    "1": "Then name in one sentence what should be done differently.",
+    "2": "Then list, for each mistake, the concrete correction to make.",
+}
+REFLECT, WHOLE = prompt_file("reflect"), prompt_file("reflect_and_answer")
+GUIDED, REVISE = prompt_file("reflect_guided"), prompt_file("reflect_revise")
+VERIFY_ANSWER = prompt_file("reflect_verify")
+KEYS = tuple("-".join(key) for key in itertools.product(VERIFY, FOCUS, PLAN))
+Messages = Sequence[Mapping[str, str]]
+
+
+def drawn_keys(row: tuple[Any, ...], keys: Sequence[str], n: int, seed: int) -> list[str]:
+    """`n` different instructions for the first record of a row, decided by its id."""
+    order = sorted(
+        keys, key=lambda key: hashlib.sha256(f"{seed}{row[0].id}{key}".encode()).digest()
+    )
+    return order[:n]
+
+
+def asked_of(prompt: Prompt) -> str:
+    """The question as a text."""
+    return prompt.messages[-1]["content"]
+
+
+def reflect_messages(row: tuple[Sample, Prompt]) -> Messages:
+    """The request to look back on an answer: the one that is trained and tested."""
+    return REFLECT.fill(_looked_at(row))
+
+
+def whole_messages(row: tuple[Sample, Prompt]) -> Messages:
+    """The request to look back and to answer again, in one go: trained and tested."""
+    return WHOLE.fill(_looked_at(row))
+
+
+def verify_messages(row: tuple[Sample, Prompt]) -> Messages:
+    """The request to say whether an answer is right."""
+    return VERIFY_ANSWER.fill(_looked_at(row))
+
+
+def _looked_at(row: tuple[Sample, Prompt]) -> dict[str, str]:
+    attempt, prompt = row
+    return {"question": asked_of(prompt), "attempt": attempt.text.strip()}
+
+
+def guided_messages(row: tuple[Any, ...]) -> Messages:
+    """The same with an instruction of the pool, to make data: row (answer, ..., prompt, key)."""
+    attempt, prompt, key = row[0], row[-2], row[-1]
+    verify, focus, plan = key.split("-")
+    how = {"verify": VERIFY[verify], "focus": FOCUS[focus], "plan": PLAN[plan]}
+    return GUIDED.fill(_looked_at((attempt, prompt)) | how)
+
+
+def revise_messages(row: tuple[Any, ...], show_attempt: bool, reflected: bool) -> Messages:
+    """The request for another attempt: row (reflection, answer, prompt) or (answer, prompt).
+
+    It never says whether the attempt was right. With nothing to show it is the question itself.
+    """
+    reflection, attempt, prompt = row if reflected else (None, *row)
+    before = f"Here is an earlier attempt.\n\nAttempt: {attempt.text.strip()}\n\n"
+    before = before if show_attempt else ""
+    if reflection is not None:
+        before += f"Here is what was said about it.\n\nReflection: {reflection.text.strip()}\n\n"
+    if not before:
+        return prompt.messages
+    return REVISE.fill({"before": before, "question": asked_of(prompt)})
+
+
+# A story is (revision, its verdict, reflection, answer, prompt).
+Story = tuple[Sample, Verdict, Sample, Sample, Prompt]
+
+
+def wrong(row: tuple[Sample, Verdict]) -> bool:
+    """An answer that the task's checker calls wrong."""
+    return not row[1].correct
+
+
+def succeeded(story: Story) -> bool:
+    """A reflection after which the revision was right: a member of D+."""
+    return story[1].correct
+
+
+def reflection_lesson(story: Story) -> list[Example]:
+    """(question, answer) -> reflection: the first pass of two-stage training."""
+    _, _, reflection, answer, prompt = story
+    asked = reflect_messages((answer, prompt))
+    return [lesson(prompt, reflection, asked, reflection.text)]
+
+
+def revise_lesson(story: Story, show_attempt: bool) -> list[Example]:
+    """(question, answer, reflection) -> right answer: the second pass."""
+    revision, _, reflection, answer, prompt = story
+    asked = revise_messages((reflection, answer, prompt), show_attempt, True)
+    return [lesson(prompt, revision, asked, revision.text)]
+
+
+def whole_lesson(story: Story) -> list[Example]:
+    """(question, answer) -> reflection, then the right answer: one-stage training."""
+    revision, _, reflection, answer, prompt = story
+    told = f"{reflection.text.strip()}\n\n{revision.text.strip()}"
+    return [lesson(prompt, revision, whole_messages((answer, prompt)), told)]
+
+
+def helped_against_not(stories: Sequence[Story]) -> list[Pair]:
+    """D+-: of one answer, reflections after which it was mended against those after which not."""
+    texts: dict[bool, dict[str, Story]] = {True: {}, False: {}}
+    for story in stories:
+        texts[succeeded(story)].setdefault(story[2].text, story)
+    good, bad = list(texts[True].values()), list(texts[False].values())
+    return [reflection_pair(yes, no) for yes, no in zip(good, bad, strict=False)]
+
+
+def rivals(stories: Sequence[Story]) -> list[tuple[Story, Story]]:
+    """Pairs of different reflections on one answer that both led to a right one: for a judge."""
+    different = list({story[2].text: story for story in stories if succeeded(story)}.values())
+    return list(zip(different[::2], different[1::2], strict=False))
+
+
+def preferred(row: tuple[list[Story], Comparison]) -> list[Pair]:
+    """Dpref: the reflection that the judge prefers; nothing where it sees no difference."""
+    stories, verdict = row
+    first, second = rivals(stories)[0]
+    if verdict.verdict == "first":
+        return [reflection_pair(first, second)]
+    return [reflection_pair(second, first)] if verdict.verdict == "second" else []
+
+
+def rival_contest(stories: list[Story]) -> Contest:
+    """The first two rivals of a group as a judge sees them."""
+    first, second = rivals(stories)[0]
+    asked = reflect_messages((first[3], first[4]))[-1]["content"]
+    return Contest("", asked, first[2].text, second[2].text)
+
+
+def has_rivals(stories: list[Story]) -> bool:
+    """Whether there is something to judge."""
+    return bool(rivals(stories))
+
+
+def reflection_pair(chosen: Story, rejected: Story) -> Pair:
+    """A preference between two reflections on one answer."""
+    _, _, reflection, answer, prompt = chosen
+    return Pair.make(
+        prompt_id=prompt.id,
+        chosen_id=reflection.id,
+        rejected_id=rejected[2].id,
+        prompt=tuple(reflect_messages((answer, prompt))),
+        chosen=reflection.text.strip(),
+        rejected=rejected[2].text.strip(),
+    )
+
+
+def stored_reflection(row: tuple[Sample, Prompt], stored: Sequence[Row]) -> list[Sample]:
+    """The reflection that a file has for the question of a row (answer, prompt), if it has one."""
+    answer, prompt = row
+    for found in stored:
+        if found.values["question"].strip() in asked_of(prompt):
+            return [Sample.make(
+                prompt_id=prompt.id, parent_id=answer.id, text=found.values["reflection"],
+                tokens=(), logps=(), finish="stop", seed=0, policy="stored",
+            )]  # fmt: skip
+    return []
+
+
+def stored_row(row: Mapping[str, Any]) -> Row:
+    """A row of a file of reflections: {question, reflection}, or a published one of D+."""
+    text = row.get("reflection", row.get("reflections"))
+    text = text[-1] if isinstance(text, list) and text else text
+    if not isinstance(text, str) or not isinstance(row.get("question"), str):
+        raise UserError(f"a stored reflection needs question and reflection: {str(row)[:80]}")
+    return Row.make(
+        source_id=row["question"], values={"question": row["question"], "reflection": text}
+    )
+
+
+def belief(row: tuple[Sample, Sample]) -> list[Verdict]:
+    """(what was said of an answer, the answer): whether it is believed to be right."""
+    said, answer = row
+    word = said.text.strip().lower()
+    yes = word.startswith("yes")
+    parsed = "yes" if yes else "no" if word.startswith("no") else None
+    return [Verdict.make(sample_id=answer.id, score=float(yes), correct=yes, parsed=parsed)]
+
+
+def outcome(row: tuple[Any, ...], variant: str, turn: int) -> list[Row]:
+    """Of one question: right at turn 1, right at this turn, and whether turn 1 was believed.
+
+    row: (revision, its verdict, ..., first answer, its verdict, belief in it, prompt).
+    """
+    _, second, *_, first, believed, prompt = row
+    values = {"variant": variant, "turn": turn, "first": first.correct, "later": second.correct}
+    return [Row.make(source_id=prompt.id, values=values | {"believed": believed.correct})]
+
+
+def turns_table(rows: Sequence[Row], oracle: bool) -> list[Row]:
+    """Accuracy at turn 1 and later, without and with self-verification, and the flips.
+
+    `oracle` adds what a checker at test time would give, who lets right answers stand: a bound that
+    cannot fall below turn 1, never the result.
+    """
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row.values["variant"], row.values["turn"]), []).append(row.values)
+    return [
+        Row.make(source_id=f"{variant}/{turn}", values=_turns(variant, turn, found, oracle))
+        for (variant, turn), found in groups.items()
+    ]
+
+
+def _turns(
+    variant: str, turn: int, found: Sequence[Mapping[str, Any]], oracle: bool
+) -> dict[str, Any]:
+    n = len(found)
+    verified = [(v["first"], v["first"] if v["believed"] else v["later"]) for v in found]
+    values = {
+        "variant": variant,
+        "turn": turn,
+        "n": n,
+        **share("acc_t1", sum(v["first"] for v in found), n),
+        **share("acc", sum(v["later"] for v in found), n),
+        **gain([(v["first"], v["later"]) for v in found]),
+        "acc_self_verified": sum(later for _, later in verified) / n,
+        "right_to_wrong": sum(v["first"] and not v["later"] for v in found),
+        "wrong_to_right": sum(v["later"] and not v["first"] for v in found),
+    }
+    if oracle:
+        values["acc_oracle"] = sum(v["first"] or v["later"] for v in found) / n
+    return values

@@ -1,0 +1,38 @@
+"""What method files begin with: prompts from files, and sections of settings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfevo_jax.records import Prompt
+from selfevo_jax.text.prompt_files import PromptFile, read_prompt
+
+PROMPTS = Path(__file__).parent / "prompts"
+Messages = Sequence[Mapping[str, str]]
+
+
+def sampling(n: int = 1, temperature: float = 1.0, max_new_tokens: int = 128) -> dict[str, Any]:
+    """A section of settings for `Run.ask`."""
+    return {
+        "n": n,  # replies to each row
+        "temperature": temperature,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": max_new_tokens,
+        "stop": (),
+    }
+
+
+def prompt_file(name: str) -> PromptFile:
+    """The prompt `prompts/NAME.txt` beside the methods."""
+    return read_prompt(PROMPTS / f"{name}.txt")
+
+
+def rounds(n: int = 256) -> dict[str, Any]:
+    """The settings of a method that goes in rounds, each with `n` prompts that no other has."""
+    return {"rounds": 1, "prompts": {"n": n}}
+
+
+def question(prompt: Prompt) -> Messages:
+    """The messages of a prompt as they are."""
+    return prompt.messages

@@ -1,0 +1,46 @@
+"""What a training is: the run's objective and settings, with what a stage changes of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from selfevo_jax.learn.losses import Objective
+from selfevo_jax.learn.protocol import FitSettings
+from selfevo_jax.models.lora import LoraConfig
+
+
+@dataclass(frozen=True)
+class Training:
+    """An objective and how it is fitted."""
+
+    objective: Objective
+    fit: FitSettings
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the result, for the stage's key."""
+        fit = dataclasses.asdict(self.fit)
+        del fit["checkpoint_every"]
+        return {"objective": dataclasses.asdict(self.objective), "learn": fit}
+
+
+def training_of(
+    config: FrozenConfigDict,
+    objective: Mapping[str, Any] | None = None,
+    learn: Mapping[str, Any] | None = None,
+) -> Training:
+    """`config.objective`, `config.learn` and `config.lora` with a stage's changes on top.
+
+    A change that is None keeps the run's value. Raises UserError for a value that cannot be.
+    """
+    learned = config.learn.to_dict() | _given(learn)
+    learned["clip"] = learned["clip"] or None
+    lora = LoraConfig(**config.lora.to_dict())
+    fit = FitSettings(**learned, lora=lora, seed=config.seed)
+    return Training(Objective(**(config.objective.to_dict() | _given(objective))), fit)
+
+
+def _given(changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (changes or {}).items() if value is not None}

@@ -1,0 +1,67 @@
+"""Active selection in miniature: budgets, logs, retraining, and the table of the study."""
+
+import json
+
+import pytest
+
+from selfevo_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(method):
+    run = method()
+    run()
+    return run
+
+
+def test_the_budget_is_spent_in_parts_on_different_questions(run):
+    pool = {row["id"]: row for row in run.rows("round_00/pool")}
+    for strategy in ("random", "entropy", "k_centre"):
+        first, second = (run.rows(f"round_0{i}/{strategy}-2.acquire") for i in (1, 2))
+        bought = [row["source_id"] for row in (*first, *second)]
+        assert len(first) == len(second) == 2 and len(set(bought)) == 4 and set(bought) <= set(pool)
+        assert {row["values"]["strategy"] for row in first} == {strategy}
+
+
+def test_only_the_answers_that_were_bought_are_learned(run):
+    pool = {row["id"]: row for row in run.rows("round_00/pool")}
+    for part in (1, 2):
+        chosen = [row["source_id"] for row in run.rows(f"round_0{part}/entropy-2.acquire")]
+        lessons = run.rows(f"round_0{part}/entropy-2.reveal")
+        assert [row["prompt_id"] for row in lessons] == chosen
+        assert all(row["completion"] == pool[row["prompt_id"]]["answer"] for row in lessons)
+    counts = json.loads((run.workdir / "round_02/entropy-2.train/stage.json").read_text())["counts"]
+    assert counts["examples"] == 4
+
+
+def test_the_second_part_is_scored_by_the_retrained_policy(run):
+    replies = run.rows("round_02/entropy-2.reply")
+    assert {row["policy"] for row in replies} == {"entropy-2.round_01"}
+    bought = {row["source_id"] for row in run.rows("round_01/entropy-2.acquire")}
+    assert len(replies) == 10 and not bought & {row["prompt_id"] for row in replies}
+
+
+def test_the_most_uncertain_were_taken(run):
+    """The log's scores are the pool's largest, as the uncertainty stage found them."""
+    scores = [row["values"]["mean_entropy"] for row in run.rows("round_01/entropy-2.uncertainty")]
+    taken = [row["values"]["score"] for row in run.rows("round_01/entropy-2.acquire")]
+    assert taken == pytest.approx(sorted(scores, reverse=True)[:2], abs=1e-4)
+
+
+def test_the_study_is_one_table(run):
+    rows = [row["values"] for row in run.rows("round_02/table")]
+    names = ["base", "random-2.round_02", "entropy-2.round_02", "k_centre-2.round_02"]
+    assert [row["policy"] for row in rows] == names
+
+
+def test_killed_and_gone_on_with_it_is_the_same(method, content_of):
+    few = ("acquire.strategies=('entropy',)", "pool.n=8", "evaluate.n=2")
+    whole = method("whole")
+    whole(*few)
+    killed = method.killed("killed", 24, *few)
+    assert content_of(killed) == content_of(whole)
+
+
+def test_an_unknown_strategy_names_the_nearest(method):
+    with pytest.raises(UserError, match="acquire.strategies 'entrop'; did you mean entropy"):
+        method("wrong")("acquire.strategies=('entrop',)")
