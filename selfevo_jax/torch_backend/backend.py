@@ -1,0 +1,171 @@
+"""`TorchBackend`: what a run needs of its models and their trainer, on torch.
+
+Sources, tokenizers, prompts, judges, hashes, merging and servers are `JaxBackend`'s; whatever
+computes with a model's weights is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import FrozenConfigDict
+
+from selfevo_jax.evolve.backend import JaxBackend, JaxModel
+from selfevo_jax.evolve.policy import Policy, Role
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.training import Training
+from selfevo_jax.models.lora import Adapter
+from selfevo_jax.records import Example, Pair, Prompt, Sample
+from selfevo_jax.sample.protocol import Generator
+from selfevo_jax.text.render import TokenExample, render_example
+from selfevo_jax.torch_backend.generator import TorchGenerator
+from selfevo_jax.torch_backend.lora import attached
+from selfevo_jax.torch_backend.model import Decoder, Layout
+from selfevo_jax.torch_backend.trainer import TorchTrainer
+from selfevo_jax.weights.peft import save_peft
+
+TRAINER_VERSION = "torch-1"  # raised by hand like `evolve.backend.TRAINER_VERSION`
+
+
+class TorchModel(JaxModel):
+    """A base model as a transformers decoder; weights are loaded at first use."""
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder on this machine's GPU, or on the CPU."""
+        with self.progress.busy(f"loading {self.source}"):
+            return Decoder.from_files(self.files, self.compute)
+
+    def generator(self, folder: Path | None) -> Generator:
+        """An engine for the base with the adapter in `folder`; the last one made is kept."""
+        if self._generator is None or self._generator[0] != folder:
+            self.release_generator()
+            engine = TorchGenerator(
+                self.decoder,
+                self.tokenizer,
+                adapter=self.applied(folder),
+                slots=self.settings["slots"],
+                max_length=min(self.settings["max_length"], self.files.config.max_position),
+            )
+            self._generator = (folder, engine)
+        return self._generator[1]
+
+    def release_generator(self) -> None:
+        """Drops the engine and takes its adapter out of the decoder."""
+        if self._generator is not None:
+            self._generator[1].close()
+        self._generator = None
+
+
+class TorchBackend(JaxBackend):
+    """`Backend` on torch, from a run's configuration."""
+
+    trainer_version = TRAINER_VERSION
+
+    def __init__(self, config: FrozenConfigDict, progress: Progress) -> None:
+        super().__init__(config, progress)
+        self.model = self._open(config.model)
+
+    def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
+        """See `Backend.embedder`. Raises UserError for a model on a server."""
+        model, adapter = self._opened(policy)
+        room = min(self.config.compute.max_length, model.files.config.max_position)
+
+        @torch.no_grad()
+        def embed(texts: list[str]) -> np.ndarray:
+            encode, pad = model.tokenizer.encode, model.tokenizer.pad_id
+            ids = [encode(text)[:room] or [pad] for text in texts]
+            pooled = [_hidden(model.decoder, adapter, text).float().mean(0) for text in ids]
+            return torch.nn.functional.normalize(torch.stack(pooled), eps=1e-9).cpu().numpy()
+
+        return embed
+
+    def weigher(
+        self, policy: Policy
+    ) -> Callable[[list[tuple[Sample, Prompt]]], list[dict[str, np.ndarray]]]:
+        """See `Backend.weigher`. Raises UserError for a model on a server."""
+        model, adapter = self._opened(policy)
+        longest = model.files.config.max_position
+
+        def weigh(replies: list[tuple[Sample, Prompt]]) -> list[dict[str, np.ndarray]]:
+            examples = [
+                render_example(model.tokenizer, s.id, prompt.messages, (s.text,), longest)
+                for s, prompt in replies
+            ]
+            return [_statistics(model.decoder, adapter, example) for example in examples]
+
+        return weigh
+
+    def train_settings(self, training: Training) -> dict[str, Any]:
+        """See `Backend.train_settings`."""
+        return super().train_settings(training) | {"backend": "torch"}
+
+    def fit(
+        self,
+        examples: Iterable[Pair | Example],
+        training: Training,
+        start: Policy,
+        reference: Policy,
+        folder: Path,
+        on_step: Callable[[int, str], None],
+    ) -> dict[str, int]:
+        """See `Backend.fit`."""
+        model, lora = self.model, training.fit.lora
+        model.release_generator()
+        rendered = [self._rendered(example) for example in examples]
+        trainer = TorchTrainer(model.decoder, model.tokenizer, base_hash=model.files.hash)
+        result = trainer.fit(
+            rendered,
+            training.objective,
+            training.fit,
+            folder,
+            start=model.adapter(start.adapter)[0],
+            reference=model.applied(reference.adapter),
+            on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
+        )
+        save_peft(folder / "adapter", result.trained, lora, self.config.model, model.files.hash)
+        return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
+
+    def _local(self, role: Role) -> TorchModel:
+        if role.model in ("", self.config.model):
+            return self.model
+        if role.model not in self._others:
+            self._others[role.model] = self._open(role.model)
+        return self._others[role.model]
+
+    def _open(self, source: str) -> TorchModel:
+        return TorchModel(source, self.config.compute.to_dict(), self.progress)
+
+
+def _hidden(decoder: Decoder, adapter: Adapter | None, ids: Sequence[int]) -> torch.Tensor:
+    """Hidden states [t, d] of one text."""
+    decoder.module.eval()
+    tokens_bt = torch.tensor([list(ids)], device=decoder.device)
+    ones_bt = torch.ones_like(tokens_bt)
+    layout = Layout(ones_bt.cumsum(1) - 1, ones_bt, torch.zeros_like(ones_bt))
+    with attached(decoder, adapter):
+        return decoder.hidden(tokens_bt, layout, layout)[0]
+
+
+@torch.no_grad()
+def _statistics(
+    decoder: Decoder, adapter: Adapter | None, example: TokenExample
+) -> dict[str, np.ndarray]:
+    """Entropy, margin and log-prob of each token of a reply, as `evolve.uncertainty` has them."""
+    prompt, reply = example.prompt.tokens, example.completions[0].tokens
+    ids = np.concatenate([prompt, reply]).tolist()
+    hidden_td = _hidden(decoder, adapter, ids[:-1])[len(prompt) - 1 :]
+    logps_tv = decoder.logits(hidden_td).log_softmax(-1)
+    top_t2 = logps_tv.topk(2, -1).values.exp()
+    targets_t1 = torch.tensor(reply, device=decoder.device).long()[:, None]
+    found = {
+        "entropy": -(logps_tv.exp() * logps_tv).sum(-1),
+        "margin": top_t2[:, 0] - top_t2[:, 1],
+        "logp": logps_tv.gather(1, targets_t1)[:, 0],
+    }
+    return {name: value.cpu().numpy() for name, value in found.items()}

@@ -1,0 +1,192 @@
+"""What is trained, between our trees of stacked [in, out] arrays and torch's parameters per layer.
+
+LoRA goes through peft: its modules hold A [r, in] and B [out, r] in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
+from peft.functional import delete_adapter
+from peft.tuners.lora import LoraLayer
+
+from selfevo_jax.models.lora import Adapter
+from selfevo_jax.torch_backend.model import Decoder, numpy, tensor
+from selfevo_jax.weights.names import leaves, module_name
+
+Path = tuple[str, ...]
+DECAYED = ("kernel", "embedding", "a", "b")  # as learn/optimizer.py
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One torch parameter, and the part of our tree that it is. `layer` None: not stacked."""
+
+    path: Path
+    layer: int | None
+    transposed: bool
+    parameter: torch.nn.Parameter
+
+    @property
+    def name(self) -> str:
+        """A name for files."""
+        return "/".join(self.path) + ("" if self.layer is None else f"/{self.layer}")
+
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay acts on it."""
+        return self.path[-1] in DECAYED
+
+
+def write_slots(slots: Iterable[Slot], tree: Mapping[str, Any]) -> None:
+    """Copies a tree into the parameters."""
+    flat = {path: np.asarray(value) for path, value in flatten_dict(dict(tree)).items()}
+    with torch.no_grad():
+        for slot in slots:
+            value = flat[slot.path] if slot.layer is None else flat[slot.path][slot.layer]
+            slot.parameter.copy_(tensor(value.T if slot.transposed else value))
+
+
+def read_slots(slots: Iterable[Slot]) -> dict[str, Any]:
+    """The parameters as a tree of numpy arrays."""
+    parts: dict[Path, list[np.ndarray]] = {}
+    whole: dict[Path, np.ndarray] = {}
+    for slot in slots:
+        value = numpy(slot.parameter)
+        value = value.T if slot.transposed else value
+        if slot.layer is None:
+            whole[slot.path] = value
+        else:
+            parts.setdefault(slot.path, []).append(value)
+    return unflatten_dict(whole | {path: np.stack(layers) for path, layers in parts.items()})
+
+
+def base_slots(decoder: Decoder) -> list[Slot]:
+    """All parameters of the base."""
+    return [
+        Slot(
+            leaf.path, layer if leaf.stacked else None, leaf.transposed,
+            decoder.base_parameter(leaf.hf.format(layer=layer)),
+        )
+        for leaf in leaves(decoder.config)
+        for layer in leaf.layers
+    ]  # fmt: skip
+
+
+class Lora:
+    """An adapter in a decoder, beside others; it acts only inside `acting`.
+
+    `slots` are its parameters. `remove` takes it out again.
+    """
+
+    def __init__(self, decoder: Decoder, adapter: Adapter):
+        self._module, self._name = decoder.module, f"adapter{next(_numbers)}"
+        self._layers = decoder.config.num_layers
+        outer = _acting(self._module)
+        self.slots = self._inject(adapter)
+        write_slots(self.slots, adapter.params)
+        _act(self._module, outer)
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """This adapter alone inside the block, then again what acted before."""
+        with _only(self._module, self._name):
+            yield
+
+    def remove(self) -> None:
+        """Takes the adapter out; it must not be acting."""
+        delete_adapter(self._module, self._name, "lora_")
+
+    def _inject(self, adapter: Adapter) -> list[Slot]:
+        flat = flatten_dict(dict(adapter.params))
+        modules = sorted({path[:-1] for path in flat})
+        rank = next(value.shape[2] for path, value in flat.items() if path[-1] == "a")
+        with warnings.catch_warnings():
+            # peft warns of a second adapter in one model, which is meant here.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            config = _peft_config(adapter, modules, rank)
+            peft.inject_adapter_in_model(config, self._module, self._name)
+        return [
+            Slot(
+                (*module, side), layer, True, _factor(self._module, module, layer, side, self._name)
+            )
+            for module in modules
+            for side in "ab"
+            for layer in range(self._layers)
+        ]
+
+
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def attached(decoder: Decoder, adapter: Adapter | None) -> Iterator[list[Slot]]:
+    """The decoder with a LoRA adapter acting inside the block: its parameters, to be trained.
+
+    None is the base alone. Blocks nest: an inner adapter acts alone, then the outer one again.
+    """
+    if adapter is None:
+        with _only(decoder.module, None):
+            yield []
+        return
+    lora = Lora(decoder, adapter)
+    try:
+        with lora.acting():
+            yield lora.slots
+    finally:
+        lora.remove()
+
+
+@contextlib.contextmanager
+def _only(module: torch.nn.Module, name: str | None) -> Iterator[None]:
+    outer = _acting(module)
+    _act(module, name)
+    try:
+        yield
+    finally:
+        _act(module, outer)
+
+
+def _peft_config(adapter: Adapter, modules: list[Path], rank: int) -> peft.LoraConfig:
+    names = "|".join(re.escape(module_name(*module[1:])) for module in modules)
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=adapter.scaling * rank,
+        lora_dropout=adapter.dropout,
+        target_modules=rf"model\.layers\.\d+\.({names})",
+    )
+
+
+def _factor(
+    module: torch.nn.Module, path: Path, layer: int, side: str, name: str
+) -> torch.nn.Parameter:
+    place = f"model.layers.{layer}.{module_name(*path[1:])}.lora_{side.upper()}.{name}"
+    return module.get_submodule(place).weight
+
+
+def _layers(module: torch.nn.Module) -> list[LoraLayer]:
+    return [part for part in module.modules() if isinstance(part, LoraLayer)]
+
+
+def _acting(module: torch.nn.Module) -> str | None:
+    """The adapter that acts now."""
+    layers = [layer for layer in _layers(module) if not layer.disable_adapters]
+    return layers[0].active_adapters[0] if layers else None
+
+
+def _act(module: torch.nn.Module, name: str | None) -> None:
+    """Lets adapter `name` act, and no other; None: no adapter."""
+    for layer in _layers(module):
+        layer.enable_adapters(name is not None)
+        if name is not None:
+            layer.set_adapter(name)
