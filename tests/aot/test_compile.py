@@ -1,0 +1,141 @@
+"""Real steps compiled for TPUs: what each chip holds, what does not fit, and the command."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from selfevo_jax.aot.cost import measure
+from selfevo_jax.aot.placement import placements, warnings
+from selfevo_jax.aot.plan import changes, fitting, remedies
+from selfevo_jax.aot.steps import Case, chip_bytes, parameters
+from selfevo_jax.aot.table import make_table
+from selfevo_jax.cli import main
+from selfevo_jax.errors import UserError
+from selfevo_jax.models.llama import abstract_params
+from selfevo_jax.models.presets import preset
+
+KEYS = {
+    "fits", "hbm_bytes_per_chip", "hbm_capacity", "flops", "bytes_accessed", "collective_bytes",
+    "compile_seconds", "est_step_seconds", "est_mfu",
+}  # fmt: skip
+HUGE = Case("tiny", "sft_full", "v5e:2x2", mesh="4,1,1", batch=8192, seq=1024, remat="none")
+
+
+def total_bytes(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize("name", ["v5e-4", "v5e-16", "v5e-64"])
+def test_a_chip_holds_its_share(name):
+    """Everything but norms and counters is split: full fine-tuning holds 12 bytes a parameter."""
+    case = Case("smollm2_135m", "sft_full", name)
+    held = parameters(case, case.on_mesh())
+    params = total_bytes(abstract_params(preset("smollm2_135m")))
+    share = 3 * params / case.slice.chips
+    assert share <= chip_bytes(held) <= 1.02 * share + 3 * 4 * 61 * 576  # and the 61 norms
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_quantised_base_takes_its_few_bits():
+    whole, few = (
+        next(
+            item
+            for item in placements(Case("llama3_8b", "dpo_lora", "v5e:4x4", quant=quant))
+            if "gate_proj/kernel" in item.name
+        )
+        for quant in (None, "nf4")
+    )
+    assert whole.bytes == 4 * few.bytes  # the codes; bf16 to 4 bits
+    assert few.chip_bytes * 16 == few.bytes
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_big_array_that_every_chip_holds_is_named():
+    assert warnings(Case("llama3_8b", "dpo_lora", "v5e:4x4")) == []
+    found = warnings(Case("llama3_8b", "dpo_lora", "v5e:4x4", mesh="16,1,1"))
+    assert any(line.startswith("frozen/embed_tokens/embedding") for line in found)
+    assert any("1002 MiB on every chip" in line for line in found)
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_what_does_not_fit_says_how_much_it_wants():
+    report = measure(HUGE)
+    assert not report.fits
+    assert report.hbm_bytes_per_chip > report.hbm_capacity
+    assert report.est_step_seconds is None
+    what = [what for what, _ in remedies(HUGE)]
+    assert what[:3] == ["more fsdp (mesh 1,4,1)", "remat full", "a micro-batch of 4096 rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_what_does_not_fit_is_made_to_fit():
+    options, better = fitting(HUGE)
+    assert better.fits
+    assert options == changes(HUGE, better.case)
+    assert better.case.batch == HUGE.batch
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_the_command_prints_one_object(capsys):
+    arguments = "compile --preset tiny --step decode --topology v5e:2x2 --batch 8 --seq 128 --json"
+    assert main(arguments.split()) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts.keys() >= KEYS
+    assert facts["fits"] is True
+    assert 0 < facts["hbm_bytes_per_chip"] < facts["hbm_capacity"]
+    assert facts["preset"] == "tiny"
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_plan_puts_the_fastest_that_fits_first(capsys):
+    arguments = (
+        "compile --plan --preset tiny --step decode --chips v5e:4 --batch 8 --seq 128 --json"
+    )
+    assert main(arguments.split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {plan["mesh"] for plan in found} == {"1,4,1", "2,2,1", "1,2,2"}
+    seconds = [plan["est_step_seconds"] for plan in found]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_the_table_goes_on_where_it_stopped(tmp_path):
+    file, said = tmp_path / "table.json", []
+    arguments = (str(file), ["tiny"], ["decode"], ["v5e-4"], said.append)
+    make_table(*arguments)
+    cell = json.loads(file.read_text())["tiny decode v5e-4"]
+    assert cell["fits"]
+    row = file.with_suffix(".md").read_text().splitlines()[-1]
+    assert row.startswith("| tiny | decode | **0.0**, ")
+    make_table(*arguments)
+    assert said == ["tiny decode v5e-4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--topology v5e:4x4", "--preset"),
+        ("--preset tiny", "--topology"),
+        ("--preset tiny --plan", "--chips"),
+        ("--preset tinny --topology v5e:4x4", "tiny"),
+        ("--preset tiny --topology v5e:4x4 --step ppo", "dpo_lora"),
+        ("--preset tiny --topology v5e:4x4 --remat some", "remat"),
+        ("--preset tiny --topology v5e:4x4 --batch 6 --micro 4", "multiple"),
+        ("--preset tiny --topology v5e:4x4 --step sft_full --quant nf4", "quantised"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message, capsys):
+    assert main(["compile", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_rows_must_be_shared_out_evenly():
+    with pytest.raises(UserError, match="multiple of 16"):
+        dataclasses.replace(HUGE, topology="v5e:4x4", mesh="1,16,1", batch=8).on_mesh()
