@@ -37,18 +37,19 @@ BASE = [
     "safetensors>=0.5,<0.9",
     "gguf>=0.17,<0.20",
     "jinja2>=3.1.6,<4",  # earlier ones have sandbox escapes (CVE-2025-27516)
+    "httpx>=0.28,<0.29",
     "huggingface-hub>=1.0,<3",
     "reasoning-gym>=0.1.25,<0.2",
     "rich>=14,<16",
+    "scikit-learn>=1.5,<2",
     "scipy>=1.14,<2",
     "sympy>=1.12,<2",
+    "tenacity>=9,<10",
 ]
 
 SERVE = [
-    "httpx>=0.28,<0.29",
     "prometheus-client>=0.21,<1",
     "starlette>=0.46,<2",
-    "tenacity>=9,<10",
     "uvicorn>=0.34,<1",
 ]
 
@@ -59,10 +60,17 @@ TORCH = [
     "transformers>=5.3,<6",  # a config could pull code before 5.3 (CVE-2026-4372)
 ]
 
-PARITY = [*TORCH, "datasets>=4,<6", "trl>=1.0,<2"]  # what the tests compare us with
+PARITY = [
+    *TORCH,
+    "datasets>=4,<6",
+    "lm-eval[api]>=0.4.9,<0.5",
+    "rouge-score>=0.1.2,<0.2",
+    "trl>=1.0,<2",
+]  # what the tests compare us with
 
 TEST = [
     "hypothesis>=6.100,<7",
+    "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",
