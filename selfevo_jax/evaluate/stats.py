@@ -122,6 +122,27 @@ def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None 
     return math.sqrt(len(index) / (len(index) - 1) * float(sums @ sums)) / len(array)
 
 
+def clustered_interval(
+    values: Sequence[float], clusters: Sequence[Hashable], level: float = 0.95
+) -> Interval:
+    """Interval of a mean score in [0, 1] whose items come in clusters: Student's t over clusters.
+
+    Where clusters say nothing of the spread (fewer than two, or no spread at all) it is that of
+    `mean_interval`.
+    """
+    array = _values(values)
+    plain = mean_interval(values, level)
+    count = len(set(clusters))
+    if count < 2:
+        return plain
+    error = standard_error(values, clusters)
+    if error == 0:
+        return plain
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
+    mean = float(array.mean())
+    return Interval(max(0.0, mean - half), min(1.0, mean + half))
+
+
 def n_for_difference(
     difference: float, discordant: float, power: float = 0.8, level: float = 0.95
 ) -> int:

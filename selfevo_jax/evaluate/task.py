@@ -18,6 +18,7 @@ STYLES = {
     "plain": "{question}",
     "answer_only": "{question}\nReply with the answer only.",
     "steps": "{question}\nThink step by step, then end with a line 'Answer: ' and the answer.",
+    "boxed": "{question}\nThink step by step, and put the final answer in \\boxed{{}}.",
 }
 
 Item = TypeVar("Item")

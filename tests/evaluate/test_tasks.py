@@ -193,7 +193,7 @@ def test_unrepeatable_and_unsafe_datasets_are_refused(monkeypatch):
     [
         ("rg:chainsum", {}, "did you mean rg:chain_sum"),
         ("gsm9k", {}, "did you mean gsm8k"),
-        ("zzz", {}, "known: boolq"),
+        ("zzz", {}, "known: aqua"),
         ("rg:chain_sum", {"min_term": 2}, "did you mean min_terms"),
         ("rg:chain_sum", {"min_terms": 9, "max_terms": 2}, "refuses the settings"),
         ("rg:chain_sum", {"style": "shortest"}, "unknown style"),

@@ -1,0 +1,138 @@
+"""A benchmark's rows as what a model is given: the whole prompt with its examples.
+
+Examples, delimiters and turns are put together as the harness does it (0.4.13), so that prompts
+agree to the character: description, examples as question + delimiter + answer + blank line, the
+question, the prefix of the reply. In a chat the description is the system turn and the examples
+are turns. Examples are drawn by one generator per benchmark in the order of the rows, so a
+smaller --limit asks the same prompts.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.benchmark import Benchmark, Choose
+from selfevo_jax.evaluate.data import Row, Rows, read_split
+from selfevo_jax.evaluate.file_task import gold_of
+from selfevo_jax.evaluate.task import shuffled
+from selfevo_jax.sample.protocol import Messages
+
+BETWEEN = "\n\n"
+FEWSHOT_SEED = 1234  # the harness's default
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row ready to ask. `prompt` is a text as it is, or the messages of a chat.
+
+    `prefix` begins a chat's reply. `choices` are the continuations to compare, delimiter
+    included; none where the model is to write.
+    """
+
+    number: int
+    row: Row
+    place: str
+    target: str
+    prompt: Messages | str
+    prefix: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How the questions of an evaluation are put: see `selfevo eval --help`."""
+
+    num_fewshot: int | None = None
+    chat: bool = False
+    multiturn: bool = True
+    seed: int = 0
+    fewshot_seed: int = FEWSHOT_SEED
+
+
+def questions(
+    benchmark: Benchmark, read: Rows, where: str | Path | None, wording: Wording
+) -> Iterator[Question]:
+    """The questions of all rows, in order. Raises UserError for a gold that does not parse."""
+    wanted = benchmark.num_fewshot if wording.num_fewshot is None else wording.num_fewshot
+    opening, pool, spare = _pool(benchmark, where, wanted)
+    draw = random.Random(wording.fewshot_seed)
+    numbered = list(zip(range(len(read.rows)), read.rows, read.places, strict=True))
+    for number, row, place in shuffled(numbered, wording.seed) if benchmark.own else numbered:
+        shots = _pick(benchmark, pool, wanted, draw, row if spare else None)
+        target = gold_of(benchmark.target, row, place)
+        description = opening or benchmark.description(row)
+        turns = [(benchmark.prompt(shot), benchmark.target(shot)) for shot in shots]
+        prompt, prefix = _put(benchmark, description, turns, row, wording)
+        choices = _choices(benchmark, row, wording.chat)
+        yield Question(number, row, place, target, prompt, prefix, choices)
+
+
+def _pool(benchmark: Benchmark, where: str | Path | None, wanted: int):
+    """(description from a file, rows to draw examples from, whether to draw one to spare)."""
+    shots = benchmark.shots
+    if shots.file is not None:
+        name, load = shots.file
+        path = Path(where or ".") / name
+        if not path.is_file():
+            raise UserError(f"{benchmark.name} takes its wording from {name} in a --data folder")
+        return *load(path), False
+    if not wanted:
+        return "", (), False
+    if shots.rows:
+        return "", shots.rows, False
+    if shots.split is None:
+        raise UserError(f"{benchmark.name} has no examples to show; leave out --num_fewshot")
+    rows = read_split(benchmark.name, benchmark.data, shots.split, where).rows
+    return "", rows, shots.spare or shots.split == benchmark.split
+
+
+def _pick(
+    benchmark: Benchmark, pool: Sequence[Row], wanted: int, draw: random.Random, own: Row | None
+) -> Sequence[Row]:
+    """`wanted` examples, never the question itself."""
+    if wanted + (own is not None) > len(pool):
+        raise UserError(
+            f"{benchmark.name} has {len(pool)} examples and --num_fewshot asks for {wanted}"
+        )
+    if not wanted:
+        return ()
+    if benchmark.shots.pick == "first":
+        return [row for row in pool if row != own][:wanted]
+    drawn = draw.sample(pool, wanted + (own is not None))
+    left = [row for row in drawn if row != own][:wanted]
+    return left if len(left) == wanted else draw.sample([r for r in pool if r != own], wanted)
+
+
+def _put(
+    benchmark: Benchmark,
+    description: str,
+    turns: Sequence[tuple[str, str]],
+    row: Row,
+    wording: Wording,
+) -> tuple[Messages | str, str]:
+    question, prefix = benchmark.prompt(row), benchmark.prefix(row)
+    gap = benchmark.delimiter
+    if prefix and not (question[-1:].isspace() or prefix[:1].isspace()):
+        question += gap
+    shown = "".join(f"{asked}{gap}{answer}{BETWEEN}" for asked, answer in turns)
+    if not wording.chat:
+        return f"{description}{shown}{question}{prefix}", ""
+    messages = [_turn("system", description)] if description else []
+    if wording.multiturn:
+        for asked, answer in turns:
+            messages += [_turn("user", asked), _turn("assistant", answer)]
+        return (*messages, _turn("user", question)), prefix
+    return (*messages, _turn("user", shown + question)), prefix
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _choices(benchmark: Benchmark, row: Row, chat: bool) -> tuple[str, ...]:
+    if not isinstance(benchmark.ask, Choose):
+        return ()
+    gap = "" if chat else benchmark.delimiter
+    return tuple(f"{gap}{choice}" for choice in benchmark.ask.choices(row))

@@ -1,0 +1,42 @@
+"""What MBPP and HumanEval share: replies that are run in the sandbox, and pass@k."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from selfevo_jax.evaluate.benchmark import Read, Reading
+from selfevo_jax.evaluate.data import Row
+from selfevo_jax.judge.checkers import Check
+from selfevo_jax.judge.sandbox import Outcome, Sandbox
+
+CheckCode = Callable[[Sandbox, dict, str], Outcome]
+
+
+@lru_cache(maxsize=1)
+def sandbox() -> Sandbox:
+    """The one sandbox of this process; UserError where programs cannot be run safely."""
+    return Sandbox()
+
+
+def passes(check: CheckCode) -> Read:
+    """pass@1 of a reply. A program that could not be run has no score: it is counted apart."""
+
+    def read(text: str, row: Row) -> Reading:
+        outcome = check(sandbox(), dict(row), text)
+        if not outcome.judged:
+            return Reading(None, {})
+        return Reading(outcome.name, {"pass@1": float(outcome.passed)})
+
+    return read
+
+
+def verdict(check: CheckCode) -> Callable[[str, str, Mapping[str, Any]], Check]:
+    """The same as the check of a run's task; the prompt's meta holds the row."""
+
+    def mark(text: str, gold: str, meta: Mapping[str, Any]) -> Check:
+        outcome = check(sandbox(), dict(meta), text)
+        return Check(
+            float(outcome.passed), outcome.passed, outcome.name if outcome.judged else None
+        )
+
+    return mark

@@ -1,0 +1,56 @@
+"""HumanEval: the rest of a Python function from its head, run in the sandbox; pass@k.
+
+Chen et al. 2021, "Evaluating Large Language Models Trained on Code". `humaneval` and
+`humaneval_instruct` have the harness's wordings. With --repeats N and a temperature, pass@k is
+the paper's unbiased estimate for k = 1, 10, 100 up to N.
+"""
+
+from selfevo_jax.evaluate.benchmark import Benchmark, Generate
+from selfevo_jax.evaluate.benchmarks.code import passes
+from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.judge.sandbox import check_humaneval
+
+DATA = Data(
+    files={"test": "humaneval/HumanEval.jsonl"},
+    fields={
+        "task_id": str, "prompt": str, "entry_point": str, "canonical_solution": str, "test": str,
+    },
+    source="github.com/openai/human-eval, licence MIT",
+    hub=("openai/openai_humaneval", None),
+)  # fmt: skip
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+ASK = Generate({"create_test": passes(check_humaneval)}, stop=STOP, max_new_tokens=1024, code=True)
+
+
+def _target(row: Row) -> str:
+    return f"{row['test']}\ncheck({row['entry_point']})"
+
+
+def _asked(row: Row) -> str:
+    opening = "Write a solution to the following problem and make sure that it passes the tests:"
+    return f"{opening}\n```python\n{row['prompt']}\n```\n"
+
+
+def _begun(row: Row) -> str:
+    return f"Here is the completed function:\n```python\n{row['prompt']}\n"
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="humaneval",
+        data=DATA,
+        prompt=lambda row: row["prompt"],
+        target=_target,
+        ask=ASK,
+        version="1.0",
+    ),
+    Benchmark(
+        name="humaneval_instruct",
+        data=DATA,
+        prompt=_asked,
+        target=_target,
+        ask=ASK,
+        prefix=_begun,
+        version="4.0",
+    ),
+)

@@ -1,0 +1,77 @@
+"""IFEval: instructions whose following is verified by rule.
+
+Zhou et al. 2023, "Instruction-Following Evaluation for Large Language Models". The wording and
+the four figures are the harness's; the rules are `judge/ifeval.py`, which says where they differ.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
+from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.file_task import FileSpec
+from selfevo_jax.judge.checkers import Check
+from selfevo_jax.judge.ifeval import INSTRUCTIONS, check
+
+FILE = "ifeval/input_data.jsonl"
+
+
+def _data(*splits: str, divided: bool = False) -> Data:
+    return Data(
+        files=dict.fromkeys(splits, FILE),
+        fields={"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list},
+        source="github.com/google-research/google-research/tree/master/"
+        "instruction_following_eval, licence Apache-2.0",
+        hub=("google/IFEval", None),
+        hub_splits={"test": "train"},
+        divide=(lambda row: row["prompt"]) if divided else None,
+    )
+
+
+def _asked(row: Row) -> str:
+    """The instructions by name. Raises ValueError for an unknown one or missing arguments."""
+    names = row["instruction_id_list"]
+    if len(names) != len(row["kwargs"]) or not names:
+        raise ValueError("'instruction_id_list' and 'kwargs' are not of one length above 0")
+    unknown = [name for name in names if name not in INSTRUCTIONS]
+    if unknown:
+        raise ValueError(f"the instruction {unknown[0]!r} is not known")
+    return ", ".join(names)
+
+
+def _read(text: str, row: Row) -> Reading:
+    scores: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for name, loose in (("strict", False), ("loose", True)):
+        followed = check(row, text, loose=loose)
+        scores[f"prompt_level_{name}_acc"] = float(all(followed))
+        scores[f"inst_level_{name}_acc"] = sum(followed) / len(followed)
+        counts[f"inst_level_{name}_acc"] = len(followed)
+    return Reading(text.strip() or None, scores, counts)
+
+
+def _mark(text: str, gold: str, meta: Mapping[str, Any]) -> Check:
+    followed = check(meta, text)
+    return Check(sum(followed) / len(followed), all(followed), text.strip() or None)
+
+
+SPEC = FileSpec(
+    name="ifeval",
+    data=_data("train", "test", divided=True),
+    question=lambda row: row["prompt"],
+    gold=_asked,
+    check=_mark,
+    meta=("key", "prompt", "instruction_id_list", "kwargs"),
+    metric="inst_level_strict_acc",
+    max_new_tokens=1280,
+)
+BENCHMARKS = (
+    Benchmark(
+        name="ifeval",
+        data=_data("test"),
+        prompt=lambda row: row["prompt"],
+        target=_asked,
+        ask=Generate({"none": _read}, max_new_tokens=1280),
+        version="4.0",
+    ),
+)

@@ -1,0 +1,233 @@
+"""Outcomes to figures, and the files that carry them, in the shape of lm-evaluation-harness.
+
+`results_KEY.json` and `samples_TASK_KEY.jsonl` have the harness's fields and nothing that
+differs from run to run: KEY names what was evaluated, where the harness writes the time. Ours
+beside them: `METRIC_ci95,READING`, `parse_rate,READING`, and what was too long or cut short.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfevo_jax.evaluate.benchmark import Benchmark
+from selfevo_jax.evaluate.running import Outcome
+from selfevo_jax.evaluate.stats import (
+    Interval,
+    clustered_interval,
+    mean_interval,
+    n_for_difference,
+    standard_error,
+)
+
+POINTS = 0.02  # the gain whose detection `n_for_2_points` counts items for
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one reading over `n` items; `parsed` is the share of readable replies."""
+
+    task: str
+    reading: str
+    metric: str
+    n: int
+    mean: float
+    error: float | None
+    interval: Interval
+    parsed: float
+    needed: int | None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What an evaluation says of one task. `first` is its first outcome, to look at."""
+
+    task: str
+    n: int
+    figures: tuple[Figure, ...]
+    too_long: tuple[str, ...]
+    cut: int
+    tokens: float
+    first: Outcome
+
+
+def summarise(task: str, outcomes: Iterable[Outcome]) -> TaskResult:
+    """The figures of a task; the first figure is the one to look at. Needs one outcome or more."""
+    rows = list(outcomes)
+    figures = tuple(_figure(task, rows, *key) for key in _keys(rows))
+    return TaskResult(
+        task=task,
+        n=len(rows),
+        figures=figures,
+        too_long=tuple(row.place for row in rows if row.too_long),
+        cut=sum(row.cut for row in rows),
+        tokens=sum(row.tokens for row in rows) / len(rows),
+        first=rows[0],
+    )
+
+
+def _keys(rows: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """(reading, metric) in order of first appearance."""
+    keys = {}
+    for row in rows:
+        for reading, found in row.readings.items():
+            keys |= {(reading, metric): None for metric in found["scores"]}
+    return sorted(keys, key=lambda key: list(rows[0].readings).index(key[0]))
+
+
+def _figure(task: str, rows: Sequence[Outcome], reading: str, metric: str) -> Figure:
+    scored = [row for row in rows if metric in row.readings[reading]["scores"]]
+    counts = [row.readings[reading].get("counts", {}).get(metric, 1) for row in scored]
+    values = [
+        row.readings[reading]["scores"][metric]
+        for row, count in zip(scored, counts, strict=True)
+        for _ in range(count)
+    ]
+    clusters = _clusters(scored, counts)
+    replies = [parsed for row in rows for parsed in row.readings[reading]["parsed"]]
+    mean = sum(values) / len(values)
+    return Figure(
+        task=task,
+        reading=reading,
+        metric=metric,
+        n=len(values),
+        mean=mean,
+        error=_error(values, clusters),
+        interval=clustered_interval(values, clusters) if clusters else mean_interval(values),
+        parsed=sum(parsed is not None for parsed in replies) / len(replies),
+        needed=_needed(values, mean),
+    )
+
+
+def _clusters(rows: Sequence[Outcome], counts: Sequence[int]) -> list[str] | None:
+    """What each value belongs to: a shared passage, or the question that gave several values."""
+    if rows[0].cluster is None and set(counts) == {1}:
+        return None
+    names = [str(row.number) if row.cluster is None else row.cluster for row in rows]
+    return [name for name, count in zip(names, counts, strict=True) for _ in range(count)]
+
+
+def _error(values: Sequence[float], clusters: Sequence[str] | None) -> float | None:
+    """None where the spread cannot be told: fewer than two values or clusters."""
+    if len(set(clusters or range(len(values)))) < 2:
+        return None
+    return standard_error(values, clusters)
+
+
+def _needed(values: Sequence[float], mean: float) -> int | None:
+    """Items to see a gain of two points with 80 % power, two independent runs of this accuracy."""
+    discordant = 2 * mean * (1 - mean)
+    if not set(values) <= {0.0, 1.0} or discordant < POINTS:
+        return None
+    return n_for_difference(POINTS, discordant)
+
+
+def results_json(
+    results: Sequence[TaskResult],
+    benchmarks: Mapping[str, Benchmark],
+    config: Mapping[str, Any],
+    shots: Mapping[str, int],
+    origins: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """The content of `results_KEY.json`."""
+    return {
+        "results": {result.task: _figures_json(result) for result in results},
+        "groups": _groups(results, benchmarks),
+        "versions": {r.task: benchmarks[r.task].version for r in results},
+        "n-shot": dict(shots),
+        "n-samples": {r.task: {"original": r.n, "effective": r.n} for r in results},
+        "higher_is_better": {
+            r.task: {figure.metric: True for figure in r.figures} for r in results
+        },
+        "data": {task: dict(origin) for task, origin in origins.items()},
+        "config": dict(config),
+        "model_name": config["model"],
+    }
+
+
+def _figures_json(result: TaskResult) -> dict[str, Any]:
+    row: dict[str, Any] = {"alias": result.task}
+    for figure in result.figures:
+        metric, reading = figure.metric, figure.reading
+        error = "N/A" if figure.error is None else figure.error
+        row |= {
+            f"{metric},{reading}": figure.mean,
+            f"{metric}_stderr,{reading}": error,
+            f"{metric}_ci95,{reading}": [figure.interval.low, figure.interval.high],
+            f"parse_rate,{reading}": figure.parsed,
+        }
+        if figure.needed is not None:
+            row[f"{metric}_n_for_2_points,{reading}"] = figure.needed
+    row |= {"too_long": list(result.too_long), "cut_replies": result.cut}
+    return row | {"mean_tokens": result.tokens}
+
+
+def _groups(
+    results: Sequence[TaskResult], benchmarks: Mapping[str, Benchmark]
+) -> dict[str, dict[str, Any]]:
+    """Each group's first figure, its tasks weighted by their items."""
+    members: dict[str, list[Figure]] = {}
+    for result in results:
+        for group in benchmarks[result.task].groups:
+            members.setdefault(group, []).append(result.figures[0])
+    return {group: _pooled(group, figures) for group, figures in members.items()}
+
+
+def _pooled(group: str, figures: Sequence[Figure]) -> dict[str, Any]:
+    n = sum(figure.n for figure in figures)
+    mean = sum(figure.mean * figure.n for figure in figures) / n
+    row = {"alias": group, f"{figures[0].metric},{figures[0].reading}": mean, "n": n}
+    if all(figure.error is not None for figure in figures):
+        error = math.sqrt(sum((figure.error * figure.n) ** 2 for figure in figures)) / n
+        row[f"{figures[0].metric}_stderr,{figures[0].reading}"] = error
+    return row | {"tasks": [figure.task for figure in figures]}
+
+
+def sample_rows(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
+    """The rows of `samples_TASK_KEY.jsonl`: one per outcome and reading, as the harness has it."""
+    for outcome in outcomes:
+        asked = [[outcome.prompt, reply] for reply in outcome.replies] if outcome.logps else []
+        for reading, found in outcome.readings.items():
+            yield {
+                "doc_id": outcome.number,
+                "doc": outcome.doc,
+                "target": outcome.target,
+                "arguments": _arguments(asked or [[outcome.prompt]]),
+                "resps": [[str(logp)] for logp in outcome.logps] or [list(outcome.replies)],
+                "filtered_resps": list(outcome.logps) or found["parsed"],
+                "filter": reading,
+                "metrics": list(found["scores"]),
+                "doc_hash": _hash(json.dumps(outcome.doc, ensure_ascii=False, sort_keys=True)),
+                "prompt_hash": _hash(outcome.prompt),
+                "target_hash": _hash(outcome.target),
+                "parsed": found["parsed"],
+                "place": outcome.place,
+                "too_long": outcome.too_long,
+                **found["scores"],
+            }
+
+
+def _arguments(asked: Sequence[Sequence[str]]) -> dict[str, dict[str, str]]:
+    return {
+        f"gen_args_{n}": {f"arg_{place}": text for place, text in enumerate(texts)}
+        for n, texts in enumerate(asked)
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def task_slug(task: str) -> str:
+    """A task's name as part of a file name."""
+    return task.replace(":", "_")
+
+
+def results_paths(out: Path, key: str) -> tuple[Path, Path]:
+    """(results file, folder of the rest) for --out, a folder or a .json file."""
+    if out.suffix == ".json":
+        return out, out.with_suffix("")
+    return out / f"results_{key}.json", out

@@ -1,0 +1,72 @@
+"""Overlap of training records with test questions: found where planted, quiet elsewhere."""
+
+import json
+import random
+
+import pytest
+
+from selfevo_jax import cli
+from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.contamination import check_overlap, text_of
+
+WORDS = [f"w{n}" for n in range(5000)]
+
+
+def text(draw, n):
+    return " ".join(draw.choices(WORDS, k=n))
+
+
+def test_planted_spans_are_found_with_their_words():
+    draw = random.Random(0)
+    items = [(f"item{n}", text(draw, 40)) for n in range(50)]
+    span = items[7][1].split()[10:25]
+    records = [(f"record{n}", text(draw, 60)) for n in range(30)]
+    records[4] = ("planted", f"{text(draw, 9)} {' '.join(span).upper()}! {text(draw, 9)}")
+    records[5] = ("short", f"{text(draw, 9)} {' '.join(items[8][1].split()[:12])} {text(draw, 5)}")
+    records[6] = ("equal", f"Q:\n{items[9][1]}\nA: 5")
+    found = check_overlap("t", records, items)
+    assert (found.records, found.tested, found.items, found.exact) == (30, 50, 2, 1)
+    by_record = {match.record: match for match in found.matches}
+    assert by_record["planted"].span == " ".join(span)
+    assert not by_record["planted"].exact and by_record["planted"].item == "item7"
+    assert by_record["equal"].exact and by_record["equal"].item == "item9"
+    assert "short" not in by_record
+    assert check_overlap("t", records, items, 12).items == 3
+
+
+def test_a_short_question_counts_only_when_equal():
+    items = [("a", "What is 2 + 2?"), ("b", "Who?")]
+    records = [("r", "We ask who did it."), ("s", "what is 2 2")]
+    found = check_overlap("t", records, items)
+    assert [(m.record, m.item, m.exact) for m in found.matches] == [("s", "a", True)]
+
+
+def test_the_wording_of_the_task_itself_is_no_overlap():
+    draw = random.Random(1)
+    opening = text(draw, 20)
+    items = [(f"item{n}", f"{opening} {text(draw, 20)}") for n in range(30)]
+    assert check_overlap("t", [("r", f"{opening} {text(draw, 20)}")], items).items == 0
+
+
+def test_records_of_any_format_are_read():
+    row = {"messages": [{"role": "user", "content": "one"}], "n": 3, "rejected": ["two", None]}
+    assert text_of(row) == "user\none\ntwo"
+    with pytest.raises(UserError, match="at least 1"):
+        check_overlap("t", [], [], 0)
+
+
+def test_the_command_finds_test_questions_in_a_training_file(shared_data, tmp_path, capsys):
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()
+    test_row = json.loads(lines[3])
+    train = (shared_data / "gsm8k" / "train_1000.jsonl").read_text().splitlines()[:50]
+    leaked = {"prompt": f"Solve: {test_row['question']}", "completion": "540"}
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join([*train, json.dumps(leaked)]))
+    command = ["eval", "--tasks=gsm8k,svamp", f"--data={shared_data}", f"--contamination={path}"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    # One more is flagged: the set itself repeats the opening of a problem in train and test.
+    assert "gsm8k: 2 of 1319 test items share words with 51 training records, 1 of them" in said
+    assert f"equal: {path}:51 and gsm8k/test.jsonl:4" in said
+    assert "svamp:plain: 0 of 172" in said
+    assert cli.main([*command[:-1], "--contamination=nowhere.jsonl"]) == 2

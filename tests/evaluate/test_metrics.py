@@ -1,0 +1,70 @@
+"""Figures of the published systems, against hand-made tables."""
+
+from itertools import combinations
+
+import pytest
+
+from selfevo_jax.evaluate.metrics import criteria_table, pass_at_k, reflection_turns
+from selfevo_jax.evaluate.stats import clustered_interval, mean_interval
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (7, 1, 7)]
+)
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, right, k):
+    draws = list(combinations(range(n), k))
+    share = sum(min(draw) < right for draw in draws) / len(draws)
+    assert pass_at_k(n, right, k) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("n", "right", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
+def test_pass_at_k_refuses_nonsense(n, right, k):
+    with pytest.raises(ValueError, match="pass@"):
+        pass_at_k(n, right, k)
+
+
+def test_reflection_counts_what_was_fixed_and_broken():
+    turns = reflection_turns([True, False, False, True, False], [True, True, False, False, True])
+    assert (turns.acc_t1, turns.acc_t2) == (0.4, 0.6)
+    assert turns.delta == pytest.approx(turns.acc_t2 - turns.acc_t1)
+    assert (turns.fixed, turns.broken) == (2, 1)
+    with pytest.raises(ValueError, match="pair them"):
+        reflection_turns([True], [])
+
+
+def test_shares_of_criteria_add_up_and_split_ties():
+    rows = [
+        {"with": {"accuracy": 8, "relevance": 9}, "without": {"accuracy": 6, "relevance": 9}},
+        {"with": {"accuracy": 5, "relevance": 2}, "without": {"accuracy": 7, "relevance": 1}},
+    ]
+    table = criteria_table(rows, ("accuracy", "relevance"))
+    assert table.shares["with"] == {"accuracy": 0.5, "relevance": 0.75}
+    for criterion in ("accuracy", "relevance"):
+        assert sum(table.shares[m][criterion] for m in table.shares) == 1.0
+    assert table.means["without"] == {"accuracy": 6.5, "relevance": 5.0}
+    assert table.overall["with"] == pytest.approx((6.5 + 5.5) / 2)
+
+
+def test_a_missing_criterion_is_an_error_not_the_lowest_grade():
+    rows = [{"a": {"accuracy": 8}, "b": {"accuracy": 6}}, {"a": {"accuracy": 8}, "b": {}}]
+    with pytest.raises(ValueError, match="row 1 has no accuracy of b"):
+        criteria_table(rows, ("accuracy",))
+    with pytest.raises(ValueError, match="row 1 judges"):
+        criteria_table([rows[0], {"a": {"accuracy": 1}}], ("accuracy",))
+
+
+def test_clustered_intervals_cover_where_plain_ones_do_not():
+    """Ten items of one passage that stand and fall together are one observation."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    clustered = plain = 0
+    for _ in range(200):
+        values = np.repeat(draw.random(30) < 0.6, 10).astype(float).tolist()
+        names = [n // 10 for n in range(300)]
+        one, two = clustered_interval(values, names), mean_interval(values)
+        clustered += one.low <= 0.6 <= one.high
+        plain += two.low <= 0.6 <= two.high
+    assert clustered / 200 > 0.9 > 0.6 > plain / 200
+    assert clustered_interval([1.0, 0.0], ["a", "a"]) == mean_interval([1.0, 0.0])
+    assert clustered_interval([1.0, 1.0], ["a", "b"]) == mean_interval([1.0, 1.0])

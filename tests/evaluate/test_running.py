@@ -1,0 +1,268 @@
+"""Asking a model: choices and replies, what is too long, results that repeat byte for byte."""
+
+import json
+from itertools import islice
+
+import jax
+import pytest
+
+from selfevo_jax import cli
+from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.asking import Wording, questions
+from selfevo_jax.evaluate.data import read_split
+from selfevo_jax.evaluate.running import Manner, outcomes
+from selfevo_jax.evaluate.tasks import BENCHMARKS
+from selfevo_jax.evolve.evaluated import LocalModel
+from selfevo_jax.evolve.tiny import random_model
+from selfevo_jax.models.attention import Layout
+from selfevo_jax.models.llama import forward, logits
+from selfevo_jax.sample.engine import JaxGenerator
+from selfevo_jax.sample.protocol import SamplingParams
+from selfevo_jax.text.tokenizer import load_tokenizer
+from selfevo_jax.weights.model_files import open_model
+
+GREEDY = SamplingParams(max_new_tokens=4, temperature=0.0)
+
+
+class Tiny:
+    """The random byte model with its engine, as `evolve.backend.JaxModel` shows it."""
+
+    source = "random:tiny?seed=0"
+    settings = {"max_length": 512, "dtype": "float32"}
+
+    def __init__(self):
+        self.files = open_model(random_model(self.source))
+        self.tokenizer = load_tokenizer(self.files.path)
+        self.params = self.files.load()
+
+    def generator(self, adapter=None, slots=4):
+        return JaxGenerator(
+            self.files.config, self.params, self.tokenizer, slots=slots, max_length=512,
+            prompt_rows=slots,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFEVO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Tiny()
+
+
+def folder_of(tmp_path, name, rows):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def asked(tiny, name, data, slots=4, n=None, repeats=1, sampling=GREEDY, **wording):
+    benchmark = BENCHMARKS[name]
+    model = LocalModel(tiny, None)
+    read = read_split(name, benchmark.data, benchmark.split, data)
+    manner = Manner(sampling, repeats, 0, model.room, model.show, model.count, model.single)
+    some = islice(questions(benchmark, read, data, Wording(**wording)), n)
+    found = list(outcomes(tiny.generator(slots=slots), benchmark, some, manner))
+    return sorted(found, key=lambda outcome: outcome.number)
+
+
+BOOLQ = [
+    {"question": f"is {n} even", "passage": f"Numbers like {n} are said to be so.", "answer": True}
+    for n in range(5)
+]
+
+
+def whole_logp(tiny, prompt: str, choice: str) -> float:
+    """The sum of log-probabilities by one pass over everything, without cache or engine."""
+    tokens = tiny.tokenizer.encode(prompt + choice)
+    start = len(tiny.tokenizer.encode(prompt))
+    array = jax.numpy.array([tokens])
+    layout = Layout.plain(jax.numpy.ones((1, len(tokens)), bool))
+    hidden = forward(tiny.files.config, tiny.params, array, layout)
+    table = jax.nn.log_softmax(logits(tiny.files.config, tiny.params, hidden)[0])
+    return float(sum(table[i - 1, tokens[i]] for i in range(start, len(tokens))))
+
+
+def test_choices_have_the_log_probabilities_of_one_whole_pass(tiny, tmp_path):
+    data = folder_of(tmp_path, "boolq/dev.jsonl", BOOLQ)
+    for outcome in asked(tiny, "boolq", data):
+        wanted = [whole_logp(tiny, outcome.prompt, choice) for choice in (" no", " yes")]
+        assert outcome.logps == pytest.approx(wanted, abs=2e-4)
+        scores = outcome.readings["none"]["scores"]
+        assert scores["acc"] == float(wanted[1] > wanted[0])
+        assert scores["acc_norm"] == float(wanted[1] / 3 > wanted[0] / 2)
+
+
+def test_choices_of_one_token_are_read_from_one_place(tiny, tmp_path):
+    """The byte model makes one token of a letter where no space stands before it."""
+    row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 2}
+    data = folder_of(tmp_path, "mmlu/anatomy/test.jsonl", [row])
+    (outcome,) = asked(tiny, "mmlu_anatomy", data, chat=True)
+    assert outcome.replies == ("A", "B", "C", "D") and outcome.prompt_tokens == 0
+    assert outcome.prompt.startswith("<|system|>The following are multiple choice")
+    sealed = tiny.tokenizer.encode(outcome.prompt, allow_special=True)
+    layout = Layout.plain(jax.numpy.ones((1, len(sealed)), bool))
+    hidden = forward(tiny.files.config, tiny.params, jax.numpy.array([sealed]), layout)
+    table = jax.nn.log_softmax(logits(tiny.files.config, tiny.params, hidden)[0, -1])
+    wanted = [float(table[tiny.tokenizer.encode(x)[0]]) for x in "ABCD"]
+    assert outcome.logps == pytest.approx(wanted, abs=2e-4)
+
+
+def test_batch_size_and_order_change_nothing(tiny, tmp_path):
+    data = folder_of(tmp_path, "boolq/dev.jsonl", BOOLQ)
+    data = folder_of(tmp_path, "svamp/svamp.jsonl", SVAMP)
+    for name in ("boolq", "svamp:plain"):
+        first = asked(tiny, name, data)
+        assert first == asked(tiny, name, data, slots=2)
+        assert [o.id for o in asked(tiny, name, data, n=2)] <= [o.id for o in first]
+
+
+SVAMP = [
+    {"Body": f"A hen has {n} eggs", "Question": "How many eggs are there?", "Answer": n}
+    for n in range(24)
+]
+
+
+def test_what_is_too_long_is_counted_listed_and_wrong(tiny, tmp_path):
+    rows = [BOOLQ[0], BOOLQ[1] | {"passage": "far " * 200}]
+    data = folder_of(tmp_path, "boolq/dev.jsonl", rows)
+    short, long = asked(tiny, "boolq", data)
+    assert (short.too_long, long.too_long) == (False, True)
+    assert long.place == "boolq/dev.jsonl:2"
+    assert long.readings["none"] == {"parsed": [None], "scores": {"acc": 0.0, "acc_norm": 0.0}}
+
+
+def test_repeats_are_different_seeded_and_averaged(tiny, tmp_path):
+    data = folder_of(tmp_path, "svamp/svamp.jsonl", SVAMP)
+    warm = SamplingParams(max_new_tokens=6, temperature=1.5)
+    one, two = (asked(tiny, "svamp:plain", data, n=2, repeats=3, sampling=warm) for _ in range(2))
+    assert one == two
+    assert len(set(one[0].replies)) > 1
+    assert len(one[0].readings["none"]["parsed"]) == 3
+
+
+@pytest.fixture
+def command(tiny, tmp_path):
+    folder_of(tmp_path / "data", "boolq/dev.jsonl", BOOLQ)
+    folder_of(tmp_path / "data", "svamp/svamp.jsonl", SVAMP)
+    return [
+        "eval", f"--model={tiny.source}", "--tasks=boolq,svamp", f"--data={tmp_path / 'data'}",
+        "--gen_kwargs=max_gen_toks=4", "--batch_size=4", "--max-length=512",
+    ]  # fmt: skip
+
+
+def files_of(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", "timings.jsonl")
+    }
+
+
+def test_results_have_the_harness_shape_and_repeat_to_the_byte(command, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    assert cli.main([*command, f"--out={out}"]) == 0
+    said = capsys.readouterr()
+    assert "has a chat template and is asked without it (boolq)" in said.err
+    assert "first prompt" in said.out and "parsed (none)" in said.out
+    first = files_of(out)
+    assert cli.main([*command, f"--out={out}"]) == 0
+    assert files_of(out) == first
+    assert capsys.readouterr().out == said.out
+    assert cli.main([*command, f"--output_path={again}"]) == 0
+    assert files_of(again) == first
+    (results,) = out.glob("results_*.json")
+    content = json.loads(results.read_text())
+    boolq = content["results"]["boolq"]
+    assert 0 <= boolq["acc_ci95,none"][0] <= boolq["acc,none"] <= boolq["acc_ci95,none"][1] <= 1
+    assert {"alias", "acc_stderr,none", "acc_norm,none", "parse_rate,none"} <= boolq.keys()
+    assert content["n-samples"]["boolq"] == {"original": 5, "effective": 5}
+    assert content["versions"]["boolq"] == "2.0" and content["n-shot"]["boolq"] == 0
+    (samples,) = out.glob("samples_boolq_*.jsonl")
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [row["doc_id"] for row in rows] == list(range(5))
+    assert rows[0]["doc"] == BOOLQ[0] and rows[0]["filter"] == "none"
+    assert rows[0]["arguments"]["gen_args_1"]["arg_1"] == " yes"
+    assert sum(row["acc"] for row in rows) / 5 == boolq["acc,none"]
+
+
+def test_a_torn_journal_is_finished_by_the_same_command(command, tmp_path):
+    """As after a kill: two of the answers are there, the third line is cut."""
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert cli.main([*command, f"--out={whole}"]) == 0
+    assert cli.main([*command, f"--out={torn}"]) == 0
+    folder = torn / "svamp_plain"
+    stage = json.loads((folder / "stage.json").read_text())
+    records = (folder / "records.jsonl").read_bytes().splitlines()
+    (folder / "stage.json").unlink()
+    (folder / "records.jsonl").unlink()
+    from selfevo_jax.evolve.journal import Entry, Journal
+
+    journal = Journal(folder / "records.part.jsonl", stage["key"])
+    for place in (0, 2):
+        row = json.loads(records[place])
+        journal.append(Entry(place, str(row["number"]), [row]))
+    journal.close()
+    with open(folder / "records.part.jsonl", "ab") as stream:
+        stream.write(b'{"n":1,"id":"cut')
+    assert cli.main([*command, f"--out={torn}"]) == 0
+    assert files_of(torn) == files_of(whole)
+
+
+def test_out_may_be_a_json_file(command, tmp_path):
+    assert cli.main([*command, f"--out={tmp_path / 'r.json'}", "--no-log_samples"]) == 0
+    assert "boolq" in json.loads((tmp_path / "r.json").read_text())["results"]
+    assert not list((tmp_path / "r").glob("samples_*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--limit=0"], "--limit 0 must be at least 1"),
+        (["--gen_kwargs=temprature=1"], "did you mean temperature"),
+        (["--gen_kwargs=top_k=x"], "--gen_kwargs top_k=x"),
+        (["--num_fewshot=5"], "no file"),
+        (["--tasks=svamp", "--num_fewshot=2"], "no examples to show"),
+        (["--model=http://127.0.0.1:1/v1"], "#NAME"),
+        (["--tasks=bolq"], "did you mean boolq"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_loaded(command, more, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main([*command, *more, f"--out={out}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_another_evaluation_in_the_folder_is_refused(command, tmp_path, capsys):
+    out = f"--out={tmp_path / 'out'}"
+    assert cli.main([*command, out]) == 0
+    assert cli.main([*command, out, "--limit=2"]) == 2
+    assert "holds another evaluation (questions 5 -> 2)" in capsys.readouterr().err
+
+
+def test_two_evaluations_are_compared_item_by_item(command, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli.main([*command, f"--out={one}"]) == 0
+    assert cli.main([*command, "--model=random:tiny?seed=1", f"--out={two}"]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, f"--out={two}", f"--compare={one}"]) == 0
+    said = capsys.readouterr().out
+    assert "boolq" in said and "95 % interval" in said
+    few = tmp_path / "few"
+    assert cli.main([*command, f"--out={few}", "--limit=3"]) == 0
+    assert cli.main([*command, f"--out={few}", f"--compare={one}"]) == 2
+    assert "did not answer the same questions" in capsys.readouterr().err
+
+
+def test_a_model_without_a_template_cannot_be_asked_in_turns(tiny, tmp_path):
+    from selfevo_jax.evolve.evaluation import Evaluation, prepare
+    from selfevo_jax.evolve.progress import Progress
+
+    class Bare(LocalModel):
+        has_template = False
+
+    data = folder_of(tmp_path, "boolq/dev.jsonl", BOOLQ)
+    evaluation = Evaluation(Bare(tiny, None), Progress(), Wording(chat=True), data=str(data))
+    with pytest.raises(UserError, match="has no chat template"):
+        prepare(evaluation, "boolq")
