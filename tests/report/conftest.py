@@ -76,10 +76,17 @@ def training_round(folder, generator, task, number):
         group = {True: [], False: []}
         for draw in range(4):
             text = reply(generator, prompt, generator.random() < 0.4, True)
+            length = len(text) // 4
             sample = Sample.make(
-                prompt_id=prompt.id, parent_id=prompt.id, text=text,
-                tokens=tuple(range(len(text) // 4)), logps=(-0.5,) * (len(text) // 4), finish="stop", seed=draw, policy="base",
-            )  # fmt: skip
+                prompt_id=prompt.id,
+                parent_id=prompt.id,
+                text=text,
+                tokens=tuple(range(length)),
+                logps=(-0.5,) * length,
+                finish="stop",
+                seed=draw,
+                policy="base",
+            )
             check = task.check(prompt, text)
             samples.append(sample)
             verdicts.append(
