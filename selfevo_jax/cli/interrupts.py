@@ -1,7 +1,7 @@
 """Ctrl-C that cannot be lost.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. Inside a callback that
-C code has called (a garbage-collection hook of JAX, a destructor) the exception is printed and
+C code has called (a destructor, a garbage-collection hook of JAX) the exception is printed and
 dropped, and the command would go on as if nothing had been asked.
 """
 
@@ -12,13 +12,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-AGAIN_SECONDS = 2.0
+AGAIN_SECONDS = 1.0
+# Callbacks that drop what is raised in them; there, the interrupt waits for its next turn.
+DEAF = frozenset({"_xla_gc_callback", "__del__"})
 
 
 @contextmanager
 def insistent_interrupts() -> Iterator[None]:
-    """Within the block, an interrupt is raised again every two seconds until the block is left.
+    """Within the block, an interrupt is raised again every second until the block is left.
 
     Does nothing outside the main thread, where signals cannot be handled.
     """
@@ -31,10 +34,13 @@ def insistent_interrupts() -> Iterator[None]:
         while not left.wait(AGAIN_SECONDS):
             _thread.interrupt_main(signal.SIGINT)
 
-    def interrupt(number, frame):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        threading.Thread(target=insist, daemon=True).start()
-        raise KeyboardInterrupt
+    again = threading.Thread(target=insist, daemon=True)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if again.ident is None:
+            again.start()
+        if not _deaf(frame):
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -42,3 +48,12 @@ def insistent_interrupts() -> Iterator[None]:
     finally:
         left.set()
         signal.signal(signal.SIGINT, before)
+
+
+def _deaf(frame: FrameType | None) -> bool:
+    """Whether `frame` or one it was called from is such a callback."""
+    while frame is not None:
+        if frame.f_code.co_name in DEAF:
+            return True
+        frame = frame.f_back
+    return False
