@@ -78,8 +78,10 @@ TEST = [
     "selenium>=4.30,<5",  # drives Chromium over the run's page
     "setuptools>=77,<90",  # the packaging test builds a wheel
     *SERVE,
-    # The parity tests run on one Python; on the others they skip unless `parity` is installed.
+    # The parity tests and those that compile for TPUs run on one Python; on the others they skip
+    # unless `parity` and `tpu-aot` are installed.
     *(f"{requirement}; {OLD}" for requirement in PARITY),
+    f"jax[tpu]>=0.10,<0.11; {OLD}",
 ]
 
 EXTRAS = {

@@ -66,6 +66,7 @@ class Case:
     chunk: int = 256
 
     def __post_init__(self) -> None:
+        preset(self.preset)  # an unknown name is an error
         _one_of("step", self.step, STEPS)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("remat", self.remat, REMATS)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.task import split_of
+from selfevo_jax.evaluate.task import SPLITS, split_of
 
 Row = Mapping[str, Any]
 Kinds = type | tuple[type, ...]
@@ -37,7 +37,7 @@ class Data:
     licence. `hub`: (data set, config) on the Hugging Face hub with the same fields, `hub_splits`
     our split -> its split. `unpack` turns one file's rows into those of the task (a JSON file of
     instances, say), `fetch` finds a file that no data folder has to hold, and `keep` picks rows.
-    With `divide`, train and test share a file and the text it gives decides a row's split.
+    With `divide`, the splits share a file and the text it gives decides a row's split.
     """
 
     files: Mapping[str, str]
@@ -49,6 +49,11 @@ class Data:
     fetch: Callable[[], Path] | None = None
     keep: Callable[[Row], bool] | None = None
     divide: Callable[[Row], str] | None = None
+
+
+def divided(file: str) -> dict[str, str]:
+    """`Data.files` of splits that share one file."""
+    return dict.fromkeys(SPLITS, file)
 
 
 @dataclass(frozen=True)

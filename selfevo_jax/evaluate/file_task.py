@@ -13,6 +13,7 @@ from selfevo_jax.evaluate.task import (
     Split,
     check_choice,
     shuffled,
+    split_of,
 )
 from selfevo_jax.judge.checkers import Check
 from selfevo_jax.records import Prompt
@@ -24,9 +25,10 @@ Meta = Mapping[str, Any]
 class FileSpec:
     """The declaration of one file task.
 
-    `data` names a file for "train" and one for "test". `gold` gives the right answer as text and
-    raises ValueError where a row's does not parse. `check` marks a reply against that text and
-    the fields `meta` of its row.
+    `data` names a file for "train" and one for "test"; "validation" is a part of the training
+    file, by question hash, unless `data` divides one file into all three. `gold` gives the right
+    answer as text and raises ValueError where a row's does not parse. `check` marks a reply
+    against that text and the fields `meta` of its row.
     `style` is how a question is put where nothing else is asked for, `max_new_tokens` the room
     for a reply, `metric` what its score is called, `code` whether replies are run.
     """
@@ -70,13 +72,13 @@ class FileTask:
     def prompts(self, split: Split, n: int | None = None, seed: int = 0) -> Iterator[Prompt]:
         """See `Task.prompts`; with `n` None, every row in the order of the file."""
         check_choice(split, SPLITS, "split")
-        made = self._all(split)
+        made = [prompt for _, prompt in self.rows(split)]
         if n is None:
             return iter(made)
         if n > len(made):
             raise UserError(
-                f"{self.name}: {n} {split} questions asked for, {self.spec.files[split]} has "
-                f"{len(made)} different ones: ask for at most that many"
+                f"{self.name}: {n} {split} questions asked for, its files hold {len(made)} "
+                "different ones: ask for at most that many"
             )
         return iter(shuffled(made, seed)[:n])
 
@@ -86,21 +88,33 @@ class FileTask:
 
     def inputs(self) -> dict[str, str]:
         """Content hashes of every file that the questions come from, by its short name."""
-        splits = [read_split(self.name, self.spec.data, s, self.folder) for s in SPLITS]
+        splits = [
+            read_split(self.name, self.spec.data, split, self.folder) for split in ("train", "test")
+        ]
         return {name: digest for read in splits for name, digest in read.origin.items()}
 
     def rows(self, split: Split) -> list[tuple[Row, Prompt]]:
-        """Different questions of a split with their rows, in file order; none of test in train."""
-        questions = self._read(split)
-        held_out = self._read("test") if split == "train" else {}
-        return [pair for question, pair in questions.items() if question not in held_out]
+        """Different questions of a split with their rows, in file order; none in two splits."""
+        if split == "test":
+            return list(self._read("test").values())
+        held_out = self._read("test")
+        return [
+            pair
+            for question, pair in self._read(split).items()
+            if question not in held_out and self._belongs(question, split)
+        ]
 
-    def _all(self, split: Split) -> list[Prompt]:
-        return [prompt for _, prompt in self.rows(split)]
+    def _belongs(self, question: str, split: Split) -> bool:
+        """Whether a question of the training file is one of this split's."""
+        if self.spec.data.divide is not None:
+            return True  # the reader has divided the file
+        return (split_of(question) == "validation") == (split == "validation")
 
     def _read(self, split: Split) -> dict[str, tuple[Row, Prompt]]:
         """Question text to row and prompt, the first of equal questions kept."""
         found: dict[str, tuple[Row, Prompt]] = {}
+        if split == "validation" and self.spec.data.divide is None:
+            split = "train"
         read = read_split(self.name, self.spec.data, split, self.folder)
         for row, place in zip(read.rows, read.places, strict=True):
             question = self.spec.question(row).strip()

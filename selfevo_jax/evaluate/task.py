@@ -10,9 +10,13 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.judge.checkers import Check
 from selfevo_jax.records import Prompt
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
-TEST_SHARE = 0.25  # of a source without splits of its own, by question hash
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+# Of a source without splits of its own, by question hash; the rest is for training. Settings are
+# chosen on validation questions, so that those of "test" stay unseen until a figure is reported.
+SHARES: dict[Split, float] = {"test": 0.25, "validation": 0.15}
+# Another salt gives other splits: renew it when held-out questions were used to choose a setting.
+SPLIT_SALT = "2"
 
 STYLES = {
     "plain": "{question}",
@@ -33,8 +37,8 @@ class Task(Protocol):
         """Yield `n` different questions of a split, chosen by `seed`; all of a file when None.
 
         A smaller `n` gives a prefix of what a larger one gives, so that rounds can take turns.
-        No question of "test" ever occurs in "train", whatever the seeds. Raises UserError for
-        an unknown split or when the source holds fewer than `n` different questions.
+        No question occurs in two splits, whatever the seeds. Raises UserError for an unknown
+        split or when the source holds fewer than `n` different questions.
         """
         ...
 
@@ -63,8 +67,14 @@ def split_of(question: str) -> Split:
     This is what keeps held-out questions out of training: a question that a generator yields
     under a train seed and again under a test seed is used in one of the two only.
     """
-    digest = hashlib.sha256(" ".join(question.casefold().split()).encode()).digest()
-    return "test" if int.from_bytes(digest[:8]) < TEST_SHARE * 2**64 else "train"
+    plain = " ".join(question.casefold().split())
+    digest = hashlib.sha256(f"{SPLIT_SALT}\n{plain}".encode()).digest()
+    place = int.from_bytes(digest[:8]) / 2**64
+    for split, share in SHARES.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
 
 
 def shuffled(items: Sequence[Item], seed: int) -> list[Item]:

@@ -80,7 +80,8 @@ def figures_of(report) -> dict:
 def test_memory_has_not_grown(name):
     from selfevo_jax.aot.cost import measure
 
-    assert grown(measure(CASES[name][0]), stored(name)) == {}
+    figures = stored(name)
+    assert grown(measure(CASES[name][0]), figures) == {}
 
 
 def test_a_growth_is_seen():

@@ -68,5 +68,5 @@ def test_the_command_finds_test_questions_in_a_training_file(shared_data, tmp_pa
     # One more is flagged: the set itself repeats the opening of a problem in train and test.
     assert "gsm8k: 2 of 1319 test items share words with 51 training records, 1 of them" in said
     assert f"equal: {path}:51 and gsm8k/test.jsonl:4" in said
-    assert "svamp:plain: 0 of 172" in said
+    assert "svamp:plain: 0 of 218" in said
     assert cli.main([*command[:-1], "--contamination=nowhere.jsonl"]) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.reasoning_gym import EXECUTES_REPLIES, ORDERED_BY_STRING_HASH
+from selfevo_jax.evaluate.task import SPLITS
 from selfevo_jax.evaluate.tasks import get_task, task_names
 
 SHARED = Path(os.environ.get("SELFEVO_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -34,9 +35,9 @@ def question(prompt):
 
 def test_train_and_test_never_share_a_question_whatever_the_seeds():
     task = chain_sum()  # about 200 possible questions, so seeds alone would collide at once
-    train = {question(p) for seed in range(3) for p in task.prompts("train", 120, seed)}
+    train = {question(p) for seed in range(3) for p in task.prompts("train", 100, seed)}
     test = {question(p) for seed in range(3) for p in task.prompts("test", 40, seed)}
-    assert len(train) > 130
+    assert len(train) > 110
     assert not train & test
 
 
@@ -200,7 +201,7 @@ def test_unrepeatable_and_unsafe_datasets_are_refused(monkeypatch):
         ("rg:chain_sum", {"parse": "regex"}, "unknown parse"),
         ("gsm8k", {}, "needs data_dir"),
         ("gsm8k", {"data_dri": "x"}, "did you mean data_dir"),
-        ("gsm8k", {"data_dir": "/nowhere"}, "no file /nowhere/gsm8k/train_1000.jsonl"),
+        ("gsm8k", {"data_dir": "/nowhere"}, "no file /nowhere/gsm8k/test.jsonl"),
     ],
 )
 def test_mistakes_are_named(name, args, message):
@@ -243,24 +244,34 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, line, message):
     assert "train_1000.jsonl:3" in str(caught.value)
 
 
-def test_a_test_question_is_left_out_of_train(tmp_path):
+def test_a_test_question_is_left_out_of_the_others(tmp_path):
     rows = [ROW, {**ROW, "question": "Other?"}, {**ROW, "question": "Other? "}]
     task = gsm8k_folder(tmp_path, [json.dumps(row).encode() for row in rows])
-    assert [question(p) for p in task.prompts("train")] == ["Other?"]
-    assert [question(p) for p in task.prompts("test")] == ["How many?"]
-    with pytest.raises(UserError, match="has 1 different"):
-        task.prompts("train", 2)
+    splits = {split: [question(p) for p in task.prompts(split)] for split in SPLITS}
+    assert splits["test"] == ["How many?"]
+    assert splits["train"] + splits["validation"] == ["Other?"]
+    with pytest.raises(UserError, match="hold 1 different"):
+        task.prompts("test", 2)
+
+
+def test_validation_is_a_part_of_the_training_file(tmp_path):
+    rows = [{**ROW, "question": f"Other {n}?"} for n in range(200)]
+    task = gsm8k_folder(tmp_path, [json.dumps(row).encode() for row in rows])
+    splits = [{question(p) for p in task.prompts(split)} for split in ("train", "validation")]
+    assert len(splits[0]) + len(splits[1]) == len(splits[0] | splits[1]) == 200
+    assert 15 <= len(splits[1]) <= 45  # 15 %, give or take
 
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "train", "test"), [("gsm8k", 1000, 1319), ("svamp", 628, 172), ("boolq", 1000, 2000)]
+    ("name", "other", "test"), [("gsm8k", 1000, 1319), ("svamp", 582, 218), ("boolq", 1000, 2000)]
 )
-def test_real_files_load_whole_and_mark_their_own_answers(name, train, test):
+def test_real_files_load_whole_and_mark_their_own_answers(name, other, test):
     task = get_task(name, data_dir=SHARED)
-    splits = {split: list(task.prompts(split)) for split in ("train", "test")}
-    assert (len(splits["train"]), len(splits["test"])) == (train, test)
-    assert not {question(p) for p in splits["train"]} & {question(p) for p in splits["test"]}
+    splits = {split: list(task.prompts(split)) for split in SPLITS}
+    assert len(splits["train"]) + len(splits["validation"]) == other
+    assert len(splits["test"]) == test
+    assert len({question(p) for made in splits.values() for p in made}) == other + test
     for prompt in splits["test"]:
         assert task.check(prompt, f"The answer is {prompt.answer}.").correct
         other = {"yes": "no", "no": "yes"}.get(prompt.answer, f"{prompt.answer}1")

@@ -143,11 +143,12 @@ def test_a_judge_that_abstains_gives_no_pairs(method, tmp_path):
     """No coin is thrown: a random model puts too little on both labels, and that is a failure."""
     (tmp_path / "short.txt").write_text(JUDGE)
     run = method("judged")
-    more = ("prompts.n=48", "revise.max_new_tokens=16")
+    more = ("prompts.n=100", "revise.max_new_tokens=16")  # some answers come right by chance
     with pytest.raises(UserError, match="0 records and needs 1: .* or the judge"):
         run("variants=('dpo_pref',)", f"judge.protocol={tmp_path / 'short.txt'}", *more)
-    (verdict,) = run.rows("round_01/dpo_pref.judge")
-    assert verdict["verdict"] == "failure" and len(verdict["ballots"]) == 2
+    verdicts = run.rows("round_01/dpo_pref.judge")
+    assert {verdict["verdict"] for verdict in verdicts} == {"failure"}
+    assert all(len(verdict["ballots"]) == 2 for verdict in verdicts)
 
 
 def story(text: str, correct: bool) -> tuple:

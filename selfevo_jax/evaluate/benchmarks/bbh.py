@@ -13,7 +13,7 @@ from pathlib import Path
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Read, Reading, Shots
-from selfevo_jax.evaluate.data import Data, Row, raw_rows
+from selfevo_jax.evaluate.data import Data, Row, divided, raw_rows
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.evaluate.readings import BBH_IGNORED, extracted, found, same, whole
 from selfevo_jax.judge.checkers import TAIL, exact_match
@@ -188,7 +188,7 @@ def _answering(task: str) -> Benchmark:
 SPEC = FileSpec(
     name="bbh",
     data=Data(
-        files={"train": ROWS, "test": ROWS},
+        files=divided(ROWS),
         fields={"task": str, "input": str, "target": str},
         source=SOURCE,
         divide=lambda row: row["input"],

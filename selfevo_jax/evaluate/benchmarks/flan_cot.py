@@ -7,7 +7,7 @@ these rows; the wordings are ours. A quarter of each file is held out, by questi
 
 from functools import partial
 
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, Meta, by_gold
 from selfevo_jax.judge.checkers import Check, choice_letter, yes_no
 
@@ -37,7 +37,7 @@ def word(row: Row) -> str:
 def data(name: str) -> Data:
     """One of the four files."""
     return Data(
-        files=dict.fromkeys(("train", "test"), f"flan_cot/{name}.jsonl"),
+        files=divided(f"flan_cot/{name}.jsonl"),
         fields={"question": str, "answer": str, "rationale": str},
         source=SOURCE,
         divide=question,

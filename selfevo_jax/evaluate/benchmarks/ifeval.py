@@ -5,10 +5,11 @@ the four figures are the harness's; the rules are `judge/ifeval.py`, which says 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec
 from selfevo_jax.judge.checkers import Check
 from selfevo_jax.judge.ifeval import INSTRUCTIONS, check
@@ -16,16 +17,18 @@ from selfevo_jax.judge.ifeval import INSTRUCTIONS, check
 FILE = "ifeval/input_data.jsonl"
 
 
-def _data(*splits: str, divided: bool = False) -> Data:
-    return Data(
-        files=dict.fromkeys(splits, FILE),
-        fields={"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list},
-        source="github.com/google-research/google-research/tree/master/"
-        "instruction_following_eval, licence Apache-2.0",
-        hub=("google/IFEval", None),
-        hub_splits={"test": "train"},
-        divide=(lambda row: row["prompt"]) if divided else None,
-    )
+def _question(row: Row) -> str:
+    return row["prompt"]
+
+
+DATA = Data(
+    files={"test": FILE},
+    fields={"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list},
+    source="github.com/google-research/google-research/tree/master/"
+    "instruction_following_eval, licence Apache-2.0",
+    hub=("google/IFEval", None),
+    hub_splits={"test": "train"},
+)
 
 
 def _asked(row: Row) -> str:
@@ -57,8 +60,8 @@ def _mark(text: str, gold: str, meta: Mapping[str, Any]) -> Check:
 
 SPEC = FileSpec(
     name="ifeval",
-    data=_data("train", "test", divided=True),
-    question=lambda row: row["prompt"],
+    data=replace(DATA, files=divided(FILE), divide=_question),
+    question=_question,
     gold=_asked,
     check=_mark,
     meta=("key", "prompt", "instruction_id_list", "kwargs"),
@@ -68,8 +71,8 @@ SPEC = FileSpec(
 BENCHMARKS = (
     Benchmark(
         name="ifeval",
-        data=_data("test"),
-        prompt=lambda row: row["prompt"],
+        data=DATA,
+        prompt=_question,
         target=_asked,
         ask=Generate({"none": _read}, max_new_tokens=1280),
         version="4.0",

@@ -7,7 +7,7 @@ more about open answers than ROUGE does: see `evaluate/alpaca_eval.py`.
 
 from collections.abc import Callable, Iterator
 
-from selfevo_jax.evaluate.data import Data, Kinds, Row
+from selfevo_jax.evaluate.data import Data, Kinds, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.evaluate.rouge import rouge_l
 from selfevo_jax.judge.checkers import Check
@@ -44,7 +44,7 @@ def _spec(
     unpack: Callable[[Row, str], Iterator[Row]] | None = None,
 ) -> FileSpec:
     data = Data(
-        files={"train": file, "test": file},
+        files=divided(file),
         fields=ALPACA,
         source=source,
         unpack=unpack,

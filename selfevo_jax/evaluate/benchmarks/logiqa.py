@@ -13,7 +13,7 @@ from functools import partial
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Choose, Shots
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.judge.checkers import choice_letter
 from selfevo_jax.weights.sources import Package, from_package
@@ -79,7 +79,7 @@ DATA = Data(
 )
 SPEC = FileSpec(
     name="logiqa",
-    data=replace(DATA, files=dict.fromkeys(("train", "test"), DATA.files["test"]), divide=passage),
+    data=replace(DATA, files=divided(DATA.files["test"]), divide=passage),
     question=_question,
     gold=lambda row: LETTERS[gold(row)],
     check=by_gold(choice_letter),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading, Shots
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.evaluate.readings import checked, found
 from selfevo_jax.judge.checkers import Check
@@ -108,7 +108,7 @@ SPEC = FileSpec(
     name="math",
     data=replace(
         DATA,
-        files=dict.fromkeys(("train", "test"), DATA.files["test"]),
+        files=divided(DATA.files["test"]),
         divide=lambda row: row["problem"],
     ),
     question=lambda row: row["problem"],

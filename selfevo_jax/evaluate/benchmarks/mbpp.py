@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Shots
 from selfevo_jax.evaluate.benchmarks.code import passes, verdict
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec
 from selfevo_jax.judge.sandbox import check_mbpp
 
@@ -79,9 +79,7 @@ def _target(row: Row) -> str:
 
 SPEC = FileSpec(
     name="mbpp",
-    data=replace(
-        DATA, files=dict.fromkeys(("train", "test"), DATA.files["test"]), divide=_question
-    ),
+    data=replace(DATA, files=divided(DATA.files["test"]), divide=_question),
     question=_question,
     gold=_tests,
     check=verdict(check_mbpp),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, Meta
 from selfevo_jax.evaluate.rouge import best_rouge_l
 from selfevo_jax.judge.checkers import Check, normalise
@@ -66,7 +66,7 @@ def _check(text: str, gold: str, meta: Meta) -> Check:
 
 
 DATA = Data(
-    files={"train": FILES, "test": FILES},
+    files=divided(FILES),
     fields={"task": str, "definition": str, "id": str, "input": str, "output": list},
     source="github.com/allenai/natural-instructions, licence Apache-2.0",
     unpack=unpack,

@@ -4,7 +4,7 @@ Patel et al. 2021, "Are NLP Models really able to Solve Simple Math Word Problem
 has no SVAMP; the wording is ours. A quarter of the one file is held out, by question.
 """
 
-from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.judge.checkers import exact_number
 
@@ -17,7 +17,7 @@ def _question(row: Row) -> str:
 SPEC = FileSpec(
     name="svamp",
     data=Data(
-        files={"train": "svamp/svamp.jsonl", "test": "svamp/svamp.jsonl"},
+        files=divided("svamp/svamp.jsonl"),
         fields={"Body": str, "Question": str, "Answer": (int, float)},
         source="github.com/arkilpatel/SVAMP, licence MIT",
         divide=_question,
