@@ -78,7 +78,7 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
             },
             "compute": {
                 "dtype": "float32",  # of activations and weights: float32 | bfloat16
-                "remat": "none",  # what the backward pass keeps: none | dots | full
+                "remat": "dots",  # what the backward pass keeps: none | dots | full
                 "mesh": "1,-1,1",  # data,fsdp,tensor
                 "slots": 32,  # sequences decoded at a time
                 "max_length": 1024,  # tokens of a prompt and its completion together

@@ -42,7 +42,7 @@ def compute_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_compute` as `compute` settings."""
     return {
         "dtype": arguments.dtype,
-        "remat": "none",
+        "remat": "dots",
         "mesh": arguments.mesh,
         "slots": arguments.slots,
         "max_length": arguments.max_length,

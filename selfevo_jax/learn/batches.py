@@ -23,6 +23,7 @@ import flax.struct
 import numpy as np
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.models.attention import BLOCK
 from selfevo_jax.text.render import TokenExample, TokenSpan
 
 
@@ -30,7 +31,7 @@ from selfevo_jax.text.render import TokenExample, TokenSpan
 class MicroBatch:
     """Rows of one static shape, ready for the device. `sequences_bm` is slot * k + completion;
     `weights_bm` is 0 for padding; `examples_be` indexes the data, -1 where a slot is empty;
-    `span` is the most places that an example takes."""
+    `reach`: see `Layout`."""
 
     tokens_bt: np.ndarray
     positions_bt: np.ndarray
@@ -42,20 +43,20 @@ class MicroBatch:
     weights_bm: np.ndarray
     examples_be: np.ndarray
     counts_bek: np.ndarray
-    span: int | None = flax.struct.field(pytree_node=False, default=None)
+    reach: int | None = flax.struct.field(pytree_node=False, default=None)
 
 
 @dataclass(frozen=True)
 class Shape:
     """The one static shape of a run: rows of a micro-batch, row length, targets and example slots
-    of a row, completions of an example, the longest example."""
+    of a row, completions of an example, `reach` as in `Layout`."""
 
     rows: int
     length: int
     targets: int
     slots: int
     completions: int
-    span: int
+    reach: int
 
 
 @dataclass(frozen=True)
@@ -296,14 +297,14 @@ class Batches:
 
     def _shape(self, length: int, rows: int) -> Shape:
         """Room for the fullest row of the whole run, so that one compilation serves it."""
-        targets = slots = 1
+        targets = slots = reach = 1
         for step in range(self.steps):
             for group in self._groups(self.examples(step), length):
-                targets = max(targets, sum(len(self.packed[i].targets) for i in group))
-                slots = max(slots, len(group))
+                row = [self.packed[i] for i in group]
+                targets = max(targets, sum(len(packed.targets) for packed in row))
+                slots, reach = max(slots, len(row)), max(reach, _reach(row))
         completions = max(len(packed.counts) for packed in self.packed)
-        span = max(packed.length for packed in self.packed)
-        return Shape(rows, length, _round_up(targets, 32), slots, completions, span)
+        return Shape(rows, length, _round_up(targets, 32), slots, completions, reach)
 
     def _fill(self, groups: list[list[int]]) -> MicroBatch:
         micro = _empty(self.shape)
@@ -338,6 +339,23 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
+def _reach(row: Sequence[Packed]) -> int:
+    """Of how many blocks of keys the neediest block of queries in a row sees something."""
+    sees: dict[int, set[int]] = {}
+    place = 0
+    for packed in row:
+        starts = np.flatnonzero(np.diff(packed.branches, prepend=-1)).tolist()
+        ends = [*starts[1:], packed.length]
+        prompt = place + ends[0] - 1
+        for start, end in zip(starts, ends, strict=True):
+            first, last = (place + start) // BLOCK, (place + end - 1) // BLOCK
+            for block in range(first, last + 1):
+                own, shared = range(first, block + 1), range(place // BLOCK, prompt // BLOCK + 1)
+                sees.setdefault(block, set()).update(own, shared if start else ())
+        place += packed.length
+    return max(map(len, sees.values()))
+
+
 def _empty(shape: Shape) -> MicroBatch:
     def zeros(*sizes: int, dtype=np.int32) -> np.ndarray:
         return np.zeros((shape.rows, *sizes), dtype)
@@ -350,7 +368,7 @@ def _empty(shape: Shape) -> MicroBatch:
         weights_bm=zeros(shape.targets, dtype=np.float32),
         examples_be=zeros(shape.slots) - 1,
         counts_bek=zeros(shape.slots, shape.completions, dtype=np.float32),
-        span=shape.span,
+        reach=shape.reach,
     )
 
 

@@ -40,7 +40,7 @@ def sequence_sums(
     Differentiable in `adapter`, and in `params` when `train_head` is set (without it, no
     gradient reaches the head).
     """
-    layout = Layout(batch.positions_bt, batch.segments_bt, batch.branches_bt, batch.span)
+    layout = Layout(batch.positions_bt, batch.segments_bt, batch.branches_bt, batch.reach)
     hidden_btd = forward(
         config, params, batch.tokens_bt, layout,
         compute=compute, adapter=adapter, dropout_key=dropout_key,

@@ -7,12 +7,12 @@ key-value caches: every token stands at a `Layout` place (segment, branch, posit
                          key branch is 0 (the shared prompt) or the query's own,
                          and the key lies within the sliding window.
 
-Packed rows are long, but no token sees further back than its own example reaches. `band` cuts a
-row into blocks of queries and gives each the keys of its own block and of the few before it, so
-that work grows with the row's length and not with its square.
+Packed rows are long, but a token sees no more than its own prompt and completion. So a row is
+cut into blocks, and each block of queries is given only those blocks of keys that it sees
+something of: work grows with the row's length and not with its square.
 
-Axes: b row, t query, s key, k key-value heads, g query heads per key-value head, h head width,
-c block of a row, q query of a block, w key of a block's band.
+Axes: b row, t query, s key, n query heads, k key-value heads, g query heads per key-value head,
+h head width, c block of a row, q query of a block (all g heads in a row), w key block of a list.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from selfevo_jax.models.config import KEPT
 
 # Wide enough to mean "no window", small enough for int32 arithmetic.
 NO_WINDOW = 2**30
-MIX = 128  # keys whose values are mixed together when queries are few
-BLOCK = 64  # queries of a block
+BLOCK = 64  # queries, or keys, of a block
 
 
 @flax.struct.dataclass
@@ -35,14 +37,14 @@ class Layout:
 
     `segments`: 0 is padding, equal numbers belong together. `branches`: 0 is a prompt that
     all branches of its segment see, 1, 2, ... are completions that do not see each other.
-    `positions`: the place within prompt + own branch, from 0. `span`: where given, no segment
-    takes more places of a row than this and all lie in one piece, so attention may be banded.
+    `positions`: the place within prompt + own branch, from 0. `reach`: where given, a block of
+    queries sees keys of at most so many blocks of its row (see the module).
     """
 
     positions_bt: jax.Array
     segments_bt: jax.Array
     branches_bt: jax.Array
-    span: int | None = flax.struct.field(pytree_node=False, default=None)
+    reach: int | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
     def plain(cls, valid_bt: jax.Array) -> Layout:
@@ -83,96 +85,129 @@ def visible(query: Layout, key: Layout, window: jax.Array | int = NO_WINDOW) -> 
     return (distance_bts >= 0) & (distance_bts < window) & same_bts & branch_bts & filled_b1s
 
 
-def masks(layout: Layout, window: int) -> jax.Array:
-    """Who sees whom within rows: [b, t, t], or [b, c, q, w] where the band is the cheaper form."""
-    length = layout.segments_bt.shape[1]
-    if layout.span is None or _back(layout.span) * BLOCK + BLOCK >= length:
-        return visible(layout, layout, window)
-    back = _back(layout.span)
-    return jax.vmap(lambda q, k: visible(q, k, window), 1, 1)(
-        jax.tree.map(lambda x: band(x, 0), layout), jax.tree.map(lambda x: band(x, back), layout)
-    )
+@flax.struct.dataclass
+class Blocks:
+    """Who sees whom, block by block: queries of block c see keys of blocks `listed_bcw` only.
+
+    `mask_bcqs`: which of the keys (all listed blocks in a row) each query of the block sees.
+    """
+
+    listed_bcw: jax.Array
+    mask_bcqs: jax.Array
 
 
-def band(x_bt: jax.Array, back: int) -> jax.Array:
-    """[b, t, ...] -> [b, c, w, ...]: each block with the `back` blocks before it, zeros outside."""
-    count = -(-x_bt.shape[1] // BLOCK)
-    ends = (back * BLOCK, count * BLOCK - x_bt.shape[1])
-    x_bt = jnp.pad(x_bt, ((0, 0), ends, *((0, 0),) * (x_bt.ndim - 2)))
-    blocks_bcq = x_bt.reshape(x_bt.shape[0], count + back, BLOCK, *x_bt.shape[2:])
-    return jnp.concatenate([blocks_bcq[:, i : i + count] for i in range(back + 1)], axis=2)
+def row_mask(layout: Layout, window: int) -> jax.Array | Blocks:
+    """Who sees whom within rows: [b, t, t], or `Blocks` where that is less work."""
+    mask_bts = visible(layout, layout, window)
+    length = mask_bts.shape[1]
+    if layout.reach is None or layout.reach * BLOCK >= length:
+        return mask_bts
+    return _blocks(mask_bts, layout.reach)
 
 
-def _back(span: int) -> int:
-    """How many blocks before its own a token of an example of `span` places may look into."""
-    return -(-(span - 1) // BLOCK)
+def _blocks(mask_bts: jax.Array, reach: int) -> Blocks:
+    """The first `reach` blocks of keys that each block of queries sees something of."""
+    rest = -mask_bts.shape[1] % BLOCK
+    mask_bts = jnp.pad(mask_bts, ((0, 0), (0, rest), (0, rest)))
+    count = mask_bts.shape[1] // BLOCK
+    mask_bccqk = mask_bts.reshape(-1, count, BLOCK, count, BLOCK).swapaxes(2, 3)
+    seen_bcc = mask_bccqk.any((3, 4))
+    listed_bcw = jnp.argsort(~seen_bcc, axis=-1, stable=True)[..., :reach]
+    mask_bcwqk = jnp.take_along_axis(mask_bccqk, listed_bcw[..., None, None], axis=2)
+    mask_bcqs = mask_bcwqk.swapaxes(2, 3).reshape(*seen_bcc.shape[:2], BLOCK, -1)
+    return Blocks(listed_bcw, mask_bcqs)
 
 
 def attend(
     query_btnh: jax.Array,
     key_bksh: jax.Array,
     value_bksh: jax.Array,
-    mask_bts: jax.Array,
+    mask: jax.Array | Blocks,
     *,
     scale: float,
     softcap: float | None = None,
 ) -> jax.Array:
     """Grouped-query attention; returns [b, t, n, h] in the query's dtype.
 
-    `mask_bts` may be the banded [b, c, q, w] of `masks`. Scores and softmax are float32. A query
-    that sees nothing (padding) gets a finite, meaningless average. `softcap` is Gemma-2's
+    `mask` as `row_mask` gives it. Scores and softmax are float32. A query that sees nothing
+    (padding) gets a finite, meaningless average. `softcap` is Gemma-2's
     `cap * tanh(score / cap)`.
     """
-    if mask_bts.ndim == 4:
-        return _attend_banded(query_btnh, key_bksh, value_bksh, mask_bts, scale, softcap)
+    # Here, and not on the scores: they are many more. In float32: see `splash`.
+    query_btnh = (scale * query_btnh.astype(jnp.float32)).astype(query_btnh.dtype)
+    if not isinstance(mask, Blocks):
+        return _attend(softcap, query_btnh, key_bksh, value_bksh, None, mask)
+    b, t, n, h = query_btnh.shape
+    rows = b * mask.listed_bcw.shape[1]  # every block becomes a row of its own
+    query_rqnh = _cut(query_btnh).reshape(rows, BLOCK, n, h)
+    key_rkqh, value_rkqh = (
+        _cut(x.swapaxes(1, 2)).reshape(rows, BLOCK, -1, h).swapaxes(1, 2)
+        for x in (key_bksh, value_bksh)
+    )
+    mask_rqs = mask.mask_bcqs.reshape(rows, BLOCK, -1)
+    mixed_rqnh = _attend(softcap, query_rqnh, key_rkqh, value_rkqh, mask.listed_bcw, mask_rqs)
+    return mixed_rqnh.reshape(b, -1, n, h)[:, :t]
+
+
+def _cut(x_bt: jax.Array) -> jax.Array:
+    """A row's places, filled up to whole blocks."""
+    return jnp.pad(x_bt, ((0, 0), (0, -x_bt.shape[1] % BLOCK), *((0, 0),) * (x_bt.ndim - 2)))
+
+
+def _attend(softcap, query_btnh, key_bksh, value_bksh, listed_bcw, mask_bts):
+    """Attention of scaled queries. Queries of a group lie in a row, so that all products are of
+    plain matrices: transposing scores costs more than making them."""
     b, t, n, h = query_btnh.shape
     k = key_bksh.shape[1]
-    query_btkgh = query_btnh.reshape(b, t, k, n // k, h)
-    mixed_btkgh = _mix(scale, softcap, query_btkgh, key_bksh, value_bksh, mask_bts)
-    return mixed_btkgh.reshape(b, t, n, h)
+    query_bkgth = query_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
+    query_bkqh = query_bkgth.reshape(b, k, -1, h)
+    mixed_bkqh = _mix(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts)
+    return mixed_bkqh.reshape(query_bkgth.shape).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mix(scale, softcap, query_btkgh, key_bksh, value_bksh, mask_bts):
-    """Softmax-weighted values. The backward pass makes the weights again from one number a query
-    (Dao et al., 2022, arXiv:2205.14135): they are what would take most room."""
-    return _mix_forward(scale, softcap, query_btkgh, key_bksh, value_bksh, mask_bts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts):
+    """Softmax-weighted values; with `listed_bcw`, of the listed blocks, which are rows.
+
+    The backward pass makes the weights again from one number a query (Dao et al., 2022,
+    arXiv:2205.14135): they are what would take most room.
+    """
+    return _mix_forward(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts)[0]
 
 
-def _mix_forward(scale, softcap, query_btkgh, key_bksh, value_bksh, mask_bts):
-    scores_bkgts = _scores(scale, softcap, query_btkgh, key_bksh)
-    scores_bkgts = jnp.where(mask_bts[:, None, None], scores_bkgts, -1e30)
-    top_bkgt1 = jnp.max(scores_bkgts, axis=-1, keepdims=True)
-    weights_bkgts = jnp.exp(scores_bkgts - top_bkgt1)
-    total_bkgt1 = jnp.sum(weights_bkgts, axis=-1, keepdims=True)
-    mixed_bkgth = jnp.einsum(
-        "bkgts,bksh->bkgth",
-        weights_bkgts.astype(value_bksh.dtype),
-        value_bksh,
-        preferred_element_type=jnp.float32,
-    )
-    mixed_btkgh = jnp.moveaxis(mixed_bkgth / total_bkgt1, 3, 1).astype(value_bksh.dtype)
-    norm_bkgt1 = top_bkgt1 + jnp.log(total_bkgt1)
-    return mixed_btkgh, (query_btkgh, key_bksh, value_bksh, mask_bts, mixed_btkgh, norm_bkgt1)
+def _mix_forward(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts):
+    keys, values = _listed(key_bksh, listed_bcw), _listed(value_bksh, listed_bcw)
+    scores_bkqs = _scores(softcap, query_bkqh, keys)
+    scores_bkqs = jnp.where(_of_groups(mask_bts, scores_bkqs), scores_bkqs, -1e30)
+    top_bkq1 = jnp.max(scores_bkqs, axis=-1, keepdims=True)
+    weights_bkqs = jnp.exp(scores_bkqs - top_bkq1)
+    total_bkq1 = jnp.sum(weights_bkqs, axis=-1, keepdims=True)
+    mixed_bkqh = _product("bkqs,bksh->bkqh", weights_bkqs.astype(values.dtype), values)
+    mixed_bkqh = checkpoint_name((mixed_bkqh / total_bkq1).astype(values.dtype), KEPT)
+    norm_bkq1 = checkpoint_name(top_bkq1 + jnp.log(total_bkq1), KEPT)
+    kept = (query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts, mixed_bkqh, norm_bkq1)
+    return mixed_bkqh, kept
 
 
-def _mix_backward(scale, softcap, kept, slope_btkgh):
-    query_btkgh, key_bksh, value_bksh, mask_bts, mixed_btkgh, norm_bkgt1 = kept
-    dtype = query_btkgh.dtype
-    scores_bkgts = _scores(scale, softcap, query_btkgh, key_bksh)
-    weights_bkgts = jnp.where(mask_bts[:, None, None], jnp.exp(scores_bkgts - norm_bkgt1), 0)
-    pull_bkgts = jnp.einsum(
-        "btkgh,bksh->bkgts", slope_btkgh, value_bksh, preferred_element_type=jnp.float32
-    )
-    common_btkg = jnp.sum(slope_btkgh.astype(jnp.float32) * mixed_btkgh, axis=-1)
-    slopes_bkgts = weights_bkgts * (pull_bkgts - jnp.moveaxis(common_btkg, 1, 3)[..., None])
+def _mix_backward(softcap, kept, slope_bkqh):
+    query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts, mixed_bkqh, norm_bkq1 = kept
+    keys, values = _listed(key_bksh, listed_bcw), _listed(value_bksh, listed_bcw)
+    scores_bkqs = _scores(softcap, query_bkqh, keys)
+    mask_bkqs = _of_groups(mask_bts, scores_bkqs)
+    weights_bkqs = jnp.where(mask_bkqs, jnp.exp(scores_bkqs - norm_bkq1), 0)
+    pull_bkqs = _product("bkqh,bksh->bkqs", slope_bkqh, values)
+    common_bkq1 = jnp.sum(slope_bkqh.astype(jnp.float32) * mixed_bkqh, axis=-1, keepdims=True)
+    slopes_bkqs = weights_bkqs * (pull_bkqs - common_bkq1)
     if softcap is not None:
-        slopes_bkgts *= 1 - (scores_bkgts / softcap) ** 2
-    slopes_bkgts = (scale * slopes_bkgts).astype(dtype)
+        slopes_bkqs *= 1 - (scores_bkqs / softcap) ** 2
+    slopes_bkqs = slopes_bkqs.astype(query_bkqh.dtype)
+    key_slope = jnp.einsum("bkqs,bkqh->bksh", slopes_bkqs, query_bkqh)
+    value_slope = jnp.einsum("bkqs,bkqh->bksh", weights_bkqs.astype(slope_bkqh.dtype), slope_bkqh)
     return (
-        jnp.einsum("bkgts,bksh->btkgh", slopes_bkgts, key_bksh),
-        jnp.einsum("bkgts,btkgh->bksh", slopes_bkgts, query_btkgh),
-        jnp.einsum("bkgts,btkgh->bksh", weights_bkgts.astype(dtype), slope_btkgh),
+        jnp.einsum("bkqs,bksh->bkqh", slopes_bkqs, keys),
+        _unlisted(key_slope, listed_bcw),
+        _unlisted(value_slope, listed_bcw),
+        None,
         None,
     )
 
@@ -180,24 +215,38 @@ def _mix_backward(scale, softcap, kept, slope_btkgh):
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
-def _scores(scale, softcap, query_btkgh, key_bksh):
-    """Scaled and capped products, float32 [b, k, g, t, s]."""
-    scores_bkgts = scale * jnp.einsum(
-        "btkgh,bksh->bkgts", query_btkgh, key_bksh, preferred_element_type=jnp.float32
-    )
-    return scores_bkgts if softcap is None else softcap * jnp.tanh(scores_bkgts / softcap)
+def _listed(x_rkqh, listed_bcw):
+    """For every block the listed blocks one after another, [r, k, s, h]; without a list, x."""
+    if listed_bcw is None:
+        return x_rkqh
+    b, c, _ = listed_bcw.shape
+    first_b11 = c * jnp.arange(b)[:, None, None]
+    taken_rwkqh = x_rkqh[(listed_bcw + first_b11).reshape(b * c, -1)]
+    return taken_rwkqh.swapaxes(1, 2).reshape(b * c, x_rkqh.shape[1], -1, x_rkqh.shape[3])
 
 
-def _attend_banded(query_btnh, key_bksh, value_bksh, mask_bcqw, scale, softcap):
-    """`attend` with every block of queries as a row of its own."""
-    b, t, n, h = query_btnh.shape
-    rows = b * mask_bcqw.shape[1]
-    back = mask_bcqw.shape[3] // BLOCK - 1
-    query_rqnh = band(query_btnh, 0).reshape(rows, BLOCK, n, h)
-    key_rkwh, value_rkwh = (
-        band(x.swapaxes(1, 2), back).reshape(rows, -1, x.shape[1], h).swapaxes(1, 2)
-        for x in (key_bksh, value_bksh)
-    )
-    mask_rqw = mask_bcqw.reshape(rows, *mask_bcqw.shape[2:])
-    mixed_rqnh = attend(query_rqnh, key_rkwh, value_rkwh, mask_rqw, scale=scale, softcap=softcap)
-    return mixed_rqnh.reshape(b, -1, n, h)[:, :t]
+def _unlisted(slope_rksh, listed_bcw):
+    """The transpose of `_listed`: slopes added up by block. A product with zeros and ones,
+    because adding in place runs on one core of a CPU."""
+    if listed_bcw is None:
+        return slope_rksh
+    b, c, w = listed_bcw.shape
+    r, k, _, h = slope_rksh.shape
+    slope_bxy = slope_rksh.reshape(r, k, w, -1).swapaxes(1, 2).reshape(b, c * w, -1)
+    chosen_bxc = jax.nn.one_hot(listed_bcw.reshape(b, c * w), c, dtype=slope_rksh.dtype)
+    return jnp.einsum("bxc,bxy->bcy", chosen_bxc, slope_bxy).reshape(r, k, -1, h)
+
+
+def _of_groups(mask_bts, scores_bkqs):
+    """The mask for the queries of all heads of a group."""
+    groups = scores_bkqs.shape[2] // mask_bts.shape[1]
+    return jnp.tile(mask_bts, (1, groups, 1))[:, None]
+
+
+def _scores(softcap, query_bkqh, key_bksh):
+    """Capped products, float32 [b, k, q, s]."""
+    scores_bkqs = _product("bkqh,bksh->bkqs", query_bkqh, key_bksh)
+    return scores_bkqs if softcap is None else softcap * jnp.tanh(scores_bkqs / softcap)
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -66,9 +66,17 @@ class ModelConfig:
         return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
 
 
+KEPT = "kept"  # what `Compute.remat` "dots" keeps goes by this name
+
+
 @dataclass(frozen=True)
 class Compute:
-    """How a decoder is computed. `remat`: none | dots | full (what the backward pass keeps)."""
+    """How a decoder is computed.
+
+    `remat`: what the backward pass keeps of a layer. none: everything it needs; dots: the results
+    of matrix products and of attention, from which the rest is cheaply made again; full: the
+    layer's input alone.
+    """
 
     dtype: jnp.dtype = jnp.float32
-    remat: str = "none"
+    remat: str = "dots"

@@ -41,9 +41,9 @@ def train_flops(
 ) -> float:
     """Forward and backward pass of a step, `tokens`, `targets` and `keys` as in `forward_flops`.
 
-    With a frozen base the kernels' own gradients are not computed. `recompute` adds what this
-    implementation computes twice (attention scores; the head where it is trained): the count of
-    the machine's work, while MFU asks for the other.
+    With a frozen base the kernels' own gradients are not computed. `recompute` counts what this
+    implementation does in float32 (attention scores and kernels with their adapter are made
+    twice, so is the head where it is trained): the machine's work, while MFU asks for the other.
     """
     keys = tokens / 2 if keys is None else keys
     kernels = _kernels(config) * (3 if lora is None else 2)
@@ -52,6 +52,8 @@ def train_flops(
     head = 2 * targets * config.hidden_size * config.vocab_size
     if lora is None:
         return layers + head * (4 if recompute else 3)
+    if recompute:
+        return layers + 2 * head + 2 * tokens * _adapter(config, lora) + 2 * _sums(config, lora)
     return layers + 2 * head + 3 * tokens * _adapter(config, lora)
 
 
@@ -78,3 +80,10 @@ def _adapter(config: ModelConfig, lora: LoraConfig) -> float:
     """The low-rank products of all layers, per token."""
     shapes = target_shapes(config, lora).values()
     return sum(2.0 * layers * lora.rank * (w_in + w_out) for layers, w_in, w_out in shapes)
+
+
+@functools.cache
+def _sums(config: ModelConfig, lora: LoraConfig) -> float:
+    """Putting together every kernel with its low-rank product (`models.projection`)."""
+    shapes = target_shapes(config, lora).values()
+    return sum(2.0 * layers * (lora.rank + 1) * w_in * w_out for layers, w_in, w_out in shapes)

@@ -18,14 +18,19 @@ import jax
 import jax.numpy as jnp
 
 from selfevo_jax.models import splash
-from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, masks, visible
-from selfevo_jax.models.config import Compute, LinearRopeScaling, Llama3RopeScaling, ModelConfig
-from selfevo_jax.models.quantize import Quantized, apply_quantized
+from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, row_mask, visible
+from selfevo_jax.models.config import (
+    KEPT,
+    Compute,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    ModelConfig,
+)
+from selfevo_jax.models.projection import KERNEL_INIT, LoraSlice, Projection
 from selfevo_jax.parallel.mesh import constrain_batch
 from selfevo_jax.parallel.rules import gathered
 
 _ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
-_KERNEL_INIT = nn.initializers.normal(0.02)
 
 
 class RMSNorm(nn.Module):
@@ -44,57 +49,6 @@ class RMSNorm(nn.Module):
         return (wide_btd * jax.lax.rsqrt(power_bt1 + self.config.norm_eps) * scale_d).astype(
             x_btd.dtype
         )
-
-
-class Projection(nn.Module):
-    """`x W (+ bias)`, plus the low-rank product where the adapter has one at this place."""
-
-    features: int
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x_bti: jax.Array, lora: LoraSlice) -> jax.Array:
-        y_bto = self._product(x_bti)
-        if self.use_bias:
-            y_bto += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y_bto.dtype)
-        return y_bto + lora.delta(x_bti, self.path) if lora.has(self.path) else y_bto
-
-    def _product(self, x_bti: jax.Array) -> jax.Array:
-        # `self.param` compares shapes, and a quantised kernel has others.
-        if isinstance(self.get_variable("params", "kernel"), Quantized):
-            return apply_quantized(x_bti, self.get_variable("params", "kernel"))
-        kernel_io = self.param("kernel", _KERNEL_INIT, (x_bti.shape[-1], self.features))
-        return x_bti @ kernel_io.astype(x_bti.dtype)
-
-
-class LoraSlice:
-    """One layer's share of an adapter, looked up by module path."""
-
-    def __init__(self, adapter, params: dict, dropout_key: jax.Array | None):
-        self._adapter, self._params, self._dropout_key = adapter, params, dropout_key
-
-    def has(self, path: tuple[str, ...]) -> bool:
-        """Whether the adapter changes the module whose path ends in these two names."""
-        return path[-1] in self._params.get(path[-2], {})
-
-    def delta(self, x_bti: jax.Array, path: tuple[str, ...]) -> jax.Array:
-        """`scaling * dropout(x) a b` for the module at `path`."""
-        pair = self._params[path[-2]][path[-1]]
-        if self._adapter.dropout and self._dropout_key is not None:
-            x_bti = self._drop(x_bti, path)
-        low_btr = x_bti @ pair["a"].astype(x_bti.dtype)
-        if self._adapter.mask_br is not None:
-            low_btr = jnp.where(self._adapter.mask_br[:, None], low_btr, 0)
-        return self._adapter.scaling * (low_btr @ pair["b"].astype(x_bti.dtype))
-
-    def _drop(self, x_bti: jax.Array, path: tuple[str, ...]) -> jax.Array:
-        # The key depends on the place alone, so a resumed step draws the same mask.
-        place = sum(ord(char) * 31**i for i, char in enumerate("/".join(path[-2:]))) % 2**31
-        keep = 1.0 - self._adapter.dropout
-        mask_bti = jax.random.bernoulli(
-            jax.random.fold_in(self._dropout_key, place), keep, x_bti.shape
-        )
-        return jnp.where(mask_bti, x_bti / keep, 0)
 
 
 class Attention(nn.Module):
@@ -156,11 +110,13 @@ class ScanLayer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_btd, per_layer, rope, masks_wbts, adapter, dropout_key):
+    def __call__(self, x_btd, per_layer, rope, masks, adapter, dropout_key):
         lora_params, layer, kind = per_layer
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
+        # Picked only where there is a choice: what is picked is kept for the backward pass.
+        mask = masks[0] if len(masks) == 1 else jax.tree.map(lambda *m: jnp.stack(m)[kind], *masks)
         x_btd, _ = Block(self.config, name="block")(
-            x_btd, rope, LoraSlice(adapter, lora_params, key), masks_wbts[kind], _heads_first
+            x_btd, rope, LoraSlice(adapter, lora_params, key), mask, _heads_first
         )
         return x_btd, None
 
@@ -177,7 +133,7 @@ class Decoder(nn.Module):
         x_btd = constrain_batch(
             _embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute)
         )
-        masks_wbts = jnp.stack([_mask(layout, window) for window in _windows(cfg)])
+        masks = tuple(_mask(layout, window) for window in _windows(cfg))
         layers = nn.scan(
             _remat(self.compute.remat),
             variable_axes={"params": 0},
@@ -190,7 +146,7 @@ class Decoder(nn.Module):
         per_layer = (lora, jnp.arange(cfg.num_layers), jnp.array(_window_kinds(cfg)))
         settings = None if adapter is None else adapter.replace(params={})
         rope = rope_angles(cfg, layout.positions_bt)
-        x_btd, _ = layers(x_btd, per_layer, rope, masks_wbts, settings, dropout_key)
+        x_btd, _ = layers(x_btd, per_layer, rope, masks, settings, dropout_key)
         if not cfg.tie_embeddings:
             Head(cfg, name="lm_head")()
         return RMSNorm(cfg, name="final_norm")(x_btd)
@@ -204,7 +160,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self):
         return self.param(
-            "embedding", _KERNEL_INIT, (self.config.vocab_size, self.config.hidden_size)
+            "embedding", KERNEL_INIT, (self.config.vocab_size, self.config.hidden_size)
         )
 
 
@@ -215,7 +171,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param("kernel", _KERNEL_INIT, (self.config.hidden_size, self.config.vocab_size))
+        return self.param("kernel", KERNEL_INIT, (self.config.hidden_size, self.config.vocab_size))
 
 
 def forward(
@@ -370,17 +326,15 @@ def _mask(layout: Layout, window: int) -> jax.Array:
     length = layout.segments_bt.shape[1]
     if splash.serves(length, length):
         return visible(layout, layout, window)
-    return masks(layout, window)
+    return row_mask(layout, window)
 
 
 def _weigh(config, query_btnh, key_bksh, value_bksh, mask):
-    """Attention as this platform does it best; `mask` is [b, t, s] or banded (`_mask`)."""
+    """Attention as this platform does it best; `mask` as `_mask` made it."""
     options = {"scale": config.scale, "softcap": config.attn_softcap}
     if splash.serves(query_btnh.shape[1], key_bksh.shape[2]):
         return splash.attend(query_btnh, key_bksh, value_bksh, mask, **options)
-    # Weights over keys are made again in the backward pass: they are what takes most room.
-    weigh = jax.checkpoint(functools.partial(attend, **options), prevent_cse=False)
-    return weigh(query_btnh, key_bksh, value_bksh, mask)
+    return attend(query_btnh, key_bksh, value_bksh, mask, **options)
 
 
 def _heads_first(key_btkh, value_btkh):
@@ -412,5 +366,5 @@ def _nest_layers(params: dict) -> dict:
 def _remat(policy: str):
     if policy == "none":
         return ScanLayer
-    policies = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+    policies = {"dots": jax.checkpoint_policies.save_only_these_names(KEPT), "full": None}
     return nn.remat(ScanLayer, policy=policies[policy], prevent_cse=False)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.sharding import PartitionSpec as P
 
+from selfevo_jax.models.config import KEPT
 from selfevo_jax.parallel.mesh import BATCH_AXES
 
 LANE = 128  # block sizes are multiples of it
@@ -67,8 +68,9 @@ def _rows(query_btnh, key_bksh, value_bksh, mask_bts, *, scale, softcap, interpr
     def row(inputs):
         query_nth, key_ksh, value_ksh, mask_ts = inputs
         kernel = kernels.make_splash_mha_single_device(
-            mask_ts[None], block_sizes=sizes, attn_logits_soft_cap=softcap, interpret=interpret
-        )
+            mask_ts[None], block_sizes=sizes, attn_logits_soft_cap=softcap, interpret=interpret,
+            residual_checkpoint_name=KEPT,
+        )  # fmt: skip
         return _static(kernel)(query_nth, key_ksh, value_ksh)
 
     # Scaled in float32: most head widths have no scale that bfloat16 holds exactly.

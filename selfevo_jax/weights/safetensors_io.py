@@ -76,7 +76,6 @@ class SafetensorsFolder:
         """Check every header. `tied` drops a redundant lm_head, as transformers does."""
         self.label = str(folder)
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
-        self._maps: dict[Path, np.ndarray] = {}
         for path in weight_files(folder):
             if path.suffix == ".safetensors":
                 self._add(path)
@@ -113,9 +112,9 @@ class SafetensorsFolder:
     def read(self, name: str, bounds: Bounds) -> np.ndarray:
         """A view into the mapped file; nothing is copied here."""
         path, entry = self._entries[name]
-        if path not in self._maps:
-            self._maps[path] = np.memmap(path, np.uint8, mode="r")
-        whole = _as_array(self._maps[path], entry, f"{path}: tensor {name!r}")
+        # Mapped anew every time: a map that is kept keeps what was read of the file in memory.
+        data = np.memmap(path, np.uint8, mode="r")
+        whole = _as_array(data, entry, f"{path}: tensor {name!r}")
         return whole[tuple(slice(start, stop) for start, stop in bounds)]
 
 

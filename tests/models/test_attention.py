@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, masks, visible
+from selfevo_jax.models.attention import NO_WINDOW, Blocks, Layout, attend, row_mask, visible
 from selfevo_jax.models.llama import forward, init_params
 from selfevo_jax.models.presets import preset
 
@@ -67,8 +67,8 @@ def test_packed_segments_do_not_leak(params):
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_banded_rows_equal_the_full_mask(softcap):
-    """Three packed examples with branches and padding: values and gradients, band against all."""
+def test_listed_blocks_equal_the_full_mask(softcap):
+    """Packed examples with branches and padding: values and gradients, blocks against all."""
     rng = np.random.default_rng(0)
     sizes = [(30, 20, 35), (50, 10, 12), (5, 60, 3)]  # prompt, two completions
     columns = [[], [], []]
@@ -78,19 +78,20 @@ def test_banded_rows_equal_the_full_mask(softcap):
             columns[0] += range(start, start + size)
             columns[1] += [number + 1] * size
             columns[2] += [branch] * size
-    arrays = [jnp.array([column + [0] * 75]) for column in columns]
-    full, banded = Layout(*arrays), Layout(*arrays, span=85)
-    assert masks(banded, NO_WINDOW).ndim == 4 and masks(full, NO_WINDOW).ndim == 3
-    shapes = [(1, 300, 4, 8), (1, 2, 300, 8), (1, 2, 300, 8)]
+    arrays = [jnp.array([column + [0] * 75, [0] * 75 + column]) for column in columns]
+    full, blocks = Layout(*arrays), Layout(*arrays, reach=4)
+    assert isinstance(row_mask(blocks, NO_WINDOW), Blocks)
+    assert row_mask(full, NO_WINDOW).shape == (2, 300, 300)
+    shapes = [(2, 300, 4, 8), (2, 2, 300, 8), (2, 2, 300, 8)]
     tensors = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
     used = (full.segments_bt > 0)[:, :, None, None]
 
     def total(layout, *qkv):
-        mixed = attend(*qkv, masks(layout, 40), scale=0.5, softcap=softcap)
+        mixed = attend(*qkv, row_mask(layout, 40), scale=0.5, softcap=softcap)
         return jnp.sum(jnp.where(used, mixed, 0) ** 2)
 
     expected = jax.value_and_grad(total, (1, 2, 3))(full, *tensors)
-    mine = jax.value_and_grad(total, (1, 2, 3))(banded, *tensors)
+    mine = jax.value_and_grad(total, (1, 2, 3))(blocks, *tensors)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), mine, expected
     )
