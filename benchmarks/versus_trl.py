@@ -161,6 +161,7 @@ def _our_side(objective: str, side: str, folder: Path, dtype: str) -> None:
     from selfevo_jax.models.config import Compute
     from selfevo_jax.models.lora import LoraConfig, init_lora
     from selfevo_jax.parallel.mesh import make_mesh
+    from selfevo_jax.parallel.rules import shardings
     from selfevo_jax.text.render import TokenExample, TokenSpan
     from selfevo_jax.weights.model_files import open_model
 
@@ -177,7 +178,9 @@ def _our_side(objective: str, side: str, folder: Path, dtype: str) -> None:
     trained = init_lora(files.config, lora, jax.random.key(0))
     recipe = Recipe(files.config, Objective(objective), lora, compute)
     chain = optimizer("adamw", schedule("constant", 1e-5, 1, 0.0))
-    steps = Steps(recipe, chain, make_mesh(), trained)
+    mesh = make_mesh()
+    trained = jax.device_put(trained, shardings(trained, mesh))
+    steps = Steps(recipe, chain, mesh, trained)
     plan = Batches(examples, batch_size=PAIRS, steps=1, seed=0, row_cost=row_cost)
     state, table = steps.init(trained), {}
     if recipe.objective.needs_reference:  # once, as `fit` does before its first step

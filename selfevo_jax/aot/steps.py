@@ -23,8 +23,9 @@ from selfevo_jax.learn.logps import DEFAULT_CHUNK
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.optimizer import optimizer, schedule
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
+from selfevo_jax.models.cache import init_cache
 from selfevo_jax.models.config import Compute, ModelConfig
-from selfevo_jax.models.llama import abstract_params, init_cache, unstack_layers
+from selfevo_jax.models.llama import abstract_params, unstack_layers
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
 from selfevo_jax.models.quantize import KINDS, quantize_base

@@ -283,11 +283,13 @@ class Batches:
         return asked
 
     def _cheapest_length(self, need: int, rows: int) -> int:
-        """Of some multiples of the longest example, the one whose first batches cost least."""
-        candidates = sorted(
-            {_round_up(math.ceil(need * f), 32) for f in (1, 1.25, 1.5, 2, 2.5, 3, 4)}
-        )
+        """Of some lengths, the one whose first batches cost least: multiples of the longest
+        example up to 4, and the largest batch's tokens in 1, 2, ... rows."""
         batches = [self.examples(step) for step in range(min(self.steps, self.per_epoch, 32))]
+        most = max(sum(self.packed[index].length for index in batch) for batch in batches)
+        exact = {need * factor for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4)}
+        exact |= {most / parts for parts in range(1, 9) if need <= most / parts <= 4 * need}
+        candidates = sorted(_round_up(math.ceil(length), 32) for length in exact)
 
         def cost(length: int) -> float:
             count = sum(_round_up(len(self._groups(batch, length)), rows) for batch in batches)

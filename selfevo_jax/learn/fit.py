@@ -359,8 +359,8 @@ def _refuse_other_shape(start: dict, wanted: dict) -> None:
 
 
 def row_cost(length: int) -> float:
-    """Work of a row, up to a factor. Attention is banded, so it grows with the length alone; what
-    a row costs besides its places (a pass over the kernels) is worth some 32 of them."""
+    """Work of a row, up to a factor. Attention looks at listed blocks, so it grows with the length
+    alone; what a row costs besides (a pass over the kernels) is worth some 32 of its places."""
     return length + 32.0
 
 

@@ -61,19 +61,6 @@ class Layout:
         )
 
 
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of tokens already read: per layer, arrays [b, k, s, h].
-
-    `layout` says which token stands in each of the s slots; segment 0 marks an empty one.
-    Every leaf has the row axis first, so rows are copied by indexing the whole tree.
-    """
-
-    key_bksh: tuple[jax.Array, ...]
-    value_bksh: tuple[jax.Array, ...]
-    layout: Layout
-
-
 def visible(query: Layout, key: Layout, window: jax.Array | int = NO_WINDOW) -> jax.Array:
     """The boolean mask [b, t, s] of the rule above."""
     distance_bts = query.positions_bt[:, :, None] - key.positions_bt[:, None, :]
@@ -133,8 +120,7 @@ def attend(
     (padding) gets a finite, meaningless average. `softcap` is Gemma-2's
     `cap * tanh(score / cap)`.
     """
-    # Here, and not on the scores: they are many more. In float32: see `splash`.
-    query_btnh = (scale * query_btnh.astype(jnp.float32)).astype(query_btnh.dtype)
+    query_btnh = scaled(query_btnh, scale)
     if not isinstance(mask, Blocks):
         return _attend(softcap, query_btnh, key_bksh, value_bksh, None, mask)
     b, t, n, h = query_btnh.shape
@@ -156,13 +142,30 @@ def _cut(x_bt: jax.Array) -> jax.Array:
 
 def _attend(softcap, query_btnh, key_bksh, value_bksh, listed_bcw, mask_bts):
     """Attention of scaled queries. Queries of a group lie in a row, so that all products are of
-    plain matrices: transposing scores costs more than making them."""
-    b, t, n, h = query_btnh.shape
-    k = key_bksh.shape[1]
-    query_bkgth = query_btnh.reshape(b, t, k, n // k, h).transpose(0, 2, 3, 1, 4)
-    query_bkqh = query_bkgth.reshape(b, k, -1, h)
+    plain matrices: to transpose scores costs more than to make them."""
+    query_bkqh = by_key_head(query_btnh, key_bksh.shape[1])
     mixed_bkqh = _mix(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts)
-    return mixed_bkqh.reshape(query_bkgth.shape).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
+    return by_place(mixed_bkqh, query_btnh.shape)
+
+
+def scaled(query_btnh: jax.Array, scale: float) -> jax.Array:
+    """Queries ready for the product: they are fewer than the scores. Scaled in float32: most head
+    widths have no scale that bfloat16 holds exactly."""
+    return (scale * query_btnh.astype(jnp.float32)).astype(query_btnh.dtype)
+
+
+def by_key_head(query_btnh: jax.Array, key_heads: int) -> jax.Array:
+    """[b, k, q, h]: the queries of a key-value head, one of its g heads after another."""
+    b, t, n, h = query_btnh.shape
+    query_bkgth = query_btnh.reshape(b, t, key_heads, n // key_heads, h).transpose(0, 2, 3, 1, 4)
+    return query_bkgth.reshape(b, key_heads, -1, h)
+
+
+def by_place(mixed_bkqh: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The way back from `by_key_head`, to [b, t, n, h]."""
+    b, t, n, h = shape
+    mixed_bkgth = mixed_bkqh.reshape(b, mixed_bkqh.shape[1], -1, t, h)
+    return mixed_bkgth.transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -178,7 +181,7 @@ def _mix(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts):
 def _mix_forward(softcap, query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts):
     keys, values = _listed(key_bksh, listed_bcw), _listed(value_bksh, listed_bcw)
     scores_bkqs = _scores(softcap, query_bkqh, keys)
-    scores_bkqs = jnp.where(_of_groups(mask_bts, scores_bkqs), scores_bkqs, -1e30)
+    scores_bkqs = jnp.where(of_groups(mask_bts, scores_bkqs), scores_bkqs, -1e30)
     top_bkq1 = jnp.max(scores_bkqs, axis=-1, keepdims=True)
     weights_bkqs = jnp.exp(scores_bkqs - top_bkq1)
     total_bkq1 = jnp.sum(weights_bkqs, axis=-1, keepdims=True)
@@ -193,7 +196,7 @@ def _mix_backward(softcap, kept, slope_bkqh):
     query_bkqh, key_bksh, value_bksh, listed_bcw, mask_bts, mixed_bkqh, norm_bkq1 = kept
     keys, values = _listed(key_bksh, listed_bcw), _listed(value_bksh, listed_bcw)
     scores_bkqs = _scores(softcap, query_bkqh, keys)
-    mask_bkqs = _of_groups(mask_bts, scores_bkqs)
+    mask_bkqs = of_groups(mask_bts, scores_bkqs)
     weights_bkqs = jnp.where(mask_bkqs, jnp.exp(scores_bkqs - norm_bkq1), 0)
     pull_bkqs = _product("bkqh,bksh->bkqs", slope_bkqh, values)
     common_bkq1 = jnp.sum(slope_bkqh.astype(jnp.float32) * mixed_bkqh, axis=-1, keepdims=True)
@@ -237,7 +240,7 @@ def _unlisted(slope_rksh, listed_bcw):
     return jnp.einsum("bxc,bxy->bcy", chosen_bxc, slope_bxy).reshape(r, k, -1, h)
 
 
-def _of_groups(mask_bts, scores_bkqs):
+def of_groups(mask_bts: jax.Array, scores_bkqs: jax.Array) -> jax.Array:
     """The mask for the queries of all heads of a group."""
     groups = scores_bkqs.shape[2] // mask_bts.shape[1]
     return jnp.tile(mask_bts, (1, groups, 1))[:, None]

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from selfevo_jax.models import splash
-from selfevo_jax.models.attention import NO_WINDOW, Cache, Layout, attend, row_mask, visible
+from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, row_mask, visible
+from selfevo_jax.models.cache import Cache, attend_cached, stored
 from selfevo_jax.models.config import (
     KEPT,
     Compute,
@@ -52,12 +53,13 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Queries, keys and values with rotary positions; the caller says what keys there are."""
+    """Queries, keys and values with rotary positions; `weigh` turns them into weighted values
+    [b, t, n, h], and may have something to hand back."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_btd, rope, lora, mask_bts, store):
+    def __call__(self, x_btd, rope, lora, weigh):
         cfg = self.config
 
         def heads(name: str, count: int) -> jax.Array:
@@ -66,11 +68,9 @@ class Attention(nn.Module):
 
         query_btnh = rotate(heads("q_proj", cfg.num_heads), rope)
         key_btkh = rotate(heads("k_proj", cfg.num_kv_heads), rope)
-        value_btkh = heads("v_proj", cfg.num_kv_heads)
-        stored = store(key_btkh, value_btkh)
-        mixed_btnh = _weigh(cfg, query_btnh, *stored, mask_bts)
+        mixed_btnh, back = weigh(query_btnh, key_btkh, heads("v_proj", cfg.num_kv_heads))
         mixed_bte = mixed_btnh.reshape(*mixed_btnh.shape[:2], -1)
-        return Projection(cfg.hidden_size, name="o_proj")(mixed_bte, lora), stored
+        return Projection(cfg.hidden_size, name="o_proj")(mixed_bte, lora), back
 
 
 class Mlp(nn.Module):
@@ -92,16 +92,16 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_btd, rope, lora, mask_bts, store):
+    def __call__(self, x_btd, rope, lora, weigh):
         def after(name: str, y_btd: jax.Array) -> jax.Array:
             return RMSNorm(self.config, name=name)(y_btd) if self.config.post_norms else y_btd
 
-        mixed_btd, stored = Attention(self.config, name="attn")(
-            RMSNorm(self.config, name="attn_norm")(x_btd), rope, lora, mask_bts, store
+        mixed_btd, back = Attention(self.config, name="attn")(
+            RMSNorm(self.config, name="attn_norm")(x_btd), rope, lora, weigh
         )
         x_btd = x_btd + after("attn_post_norm", mixed_btd)
         inner_btd = Mlp(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_btd), lora)
-        return constrain_batch(x_btd + after("mlp_post_norm", inner_btd)), stored
+        return constrain_batch(x_btd + after("mlp_post_norm", inner_btd)), back
 
 
 class ScanLayer(nn.Module):
@@ -115,8 +115,9 @@ class ScanLayer(nn.Module):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
         # Picked only where there is a choice: what is picked is kept for the backward pass.
         mask = masks[0] if len(masks) == 1 else jax.tree.map(lambda *m: jnp.stack(m)[kind], *masks)
+        weigh = functools.partial(_within_rows, self.config, mask)
         x_btd, _ = Block(self.config, name="block")(
-            x_btd, rope, LoraSlice(adapter, lora_params, key), mask, _heads_first
+            x_btd, rope, LoraSlice(adapter, lora_params, key), weigh
         )
         return x_btd, None
 
@@ -216,13 +217,14 @@ def forward_cached(
     x_btd = _embed(config, params["embed_tokens"]["embedding"], tokens_bt, compute)
     keys, values = [], []
     for layer, kind in enumerate(_window_kinds(config)):
-        store = functools.partial(_store, cache.key_bksh[layer], cache.value_bksh[layer], slots_bt)
+        kept = (cache.key_bkhs[layer], cache.value_bksh[layer])
+        weigh = functools.partial(_against_cache, config, masks[kind], slots_bt, kept)
         lora = {} if adapter is None else _layer(adapter.params.get("layers", {}), layer)
-        x_btd, (key_bksh, value_bksh) = Block(config).apply(
+        x_btd, (key_bkhs, value_bksh) = Block(config).apply(
             {"params": _layer(params["layers"], layer)},
-            x_btd, rope, LoraSlice(adapter, lora, None), masks[kind], store,
+            x_btd, rope, LoraSlice(adapter, lora, None), weigh,
         )  # fmt: skip
-        keys.append(key_bksh)
+        keys.append(key_bkhs)
         values.append(value_bksh)
     hidden_btd = RMSNorm(config).apply({"params": params["final_norm"]}, x_btd)
     return hidden_btd, Cache(tuple(keys), tuple(values), places)
@@ -252,13 +254,6 @@ def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.floa
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict:
     """The shapes and dtype of the parameters, nothing allocated."""
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), dtype))
-
-
-def init_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """An empty cache of `slots` tokens for each of `rows` rows."""
-    shape = (rows, config.num_kv_heads, slots, config.head_dim)
-    empty = [tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)) for _ in range(2)]
-    return Cache(*empty, Layout(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(3))))
 
 
 def unstack_layers(params: dict) -> dict:
@@ -329,28 +324,24 @@ def _mask(layout: Layout, window: int) -> jax.Array:
     return row_mask(layout, window)
 
 
-def _weigh(config, query_btnh, key_bksh, value_bksh, mask):
-    """Attention as this platform does it best; `mask` as `_mask` made it."""
-    options = {"scale": config.scale, "softcap": config.attn_softcap}
-    if splash.serves(query_btnh.shape[1], key_bksh.shape[2]):
-        return splash.attend(query_btnh, key_bksh, value_bksh, mask, **options)
-    return attend(query_btnh, key_bksh, value_bksh, mask, **options)
+def _within_rows(config, mask, query_btnh, key_btkh, value_btkh):
+    """Attention among the tokens of a row, as this platform does it best; `mask` from `_mask`."""
+    length = query_btnh.shape[1]
+    weigh = splash.attend if splash.serves(length, length) else attend
+    mixed_btnh = weigh(
+        query_btnh, key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2), mask,
+        scale=config.scale, softcap=config.attn_softcap,
+    )  # fmt: skip
+    return mixed_btnh, None
 
 
-def _heads_first(key_btkh, value_btkh):
-    return key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2)
-
-
-def _store(key_bksh, value_bksh, slots_bt, key_btkh, value_btkh):
-    """Both caches with the new tokens written to their slots."""
-    rows_b1 = jnp.arange(slots_bt.shape[0])[:, None]
-
-    def put(cache_bksh, new_btkh):
-        return cache_bksh.at[rows_b1, :, slots_bt].set(
-            new_btkh.astype(cache_bksh.dtype), mode="drop"
-        )
-
-    return put(key_bksh, key_btkh), put(value_bksh, value_btkh)
+def _against_cache(config, mask_bts, slots_bt, kept, query_btnh, key_btkh, value_btkh):
+    """Attention to what a cache holds once the new tokens are in it; hands the cache back."""
+    kept = stored(*kept, slots_bt, key_btkh, value_btkh)
+    mixed_btnh = attend_cached(
+        query_btnh, *kept, mask_bts, scale=config.scale, softcap=config.attn_softcap
+    )
+    return mixed_btnh, kept
 
 
 def _layer(layers, index: int):

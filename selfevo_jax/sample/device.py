@@ -16,7 +16,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from selfevo_jax.models.attention import Cache, Layout
+from selfevo_jax.models.attention import Layout
+from selfevo_jax.models.cache import Cache
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import forward_cached, logits
 from selfevo_jax.models.lora import Adapter, AdapterStack

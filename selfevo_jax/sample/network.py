@@ -12,9 +12,8 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from selfevo_jax.models.attention import Cache
+from selfevo_jax.models.cache import Cache, init_cache
 from selfevo_jax.models.config import Compute, ModelConfig
-from selfevo_jax.models.llama import init_cache
 from selfevo_jax.models.lora import AdapterStack
 from selfevo_jax.parallel.mesh import BATCH_AXES
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfevo_jax.models.attention import Layout
+from selfevo_jax.models.cache import init_cache
 from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import (
     abstract_params,
     forward,
     forward_cached,
-    init_cache,
     logits,
     unstack_layers,
 )
