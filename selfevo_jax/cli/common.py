@@ -31,6 +31,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """How the model is computed."""
     parser.add_argument("--dtype", default="float32", help="float32 | bfloat16 (%(default)s)")
+    parser.add_argument("--quant", default="none", help="none | int8 | nf4 base (%(default)s)")
     parser.add_argument("--mesh", default="1,-1,1", help="data,fsdp,tensor (%(default)s)")
     parser.add_argument("--slots", type=int, default=32, help="answers at a time (%(default)s)")
     parser.add_argument(
@@ -43,6 +44,7 @@ def compute_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "dtype": arguments.dtype,
         "remat": "dots",
+        "quant": arguments.quant,
         "mesh": arguments.mesh,
         "slots": arguments.slots,
         "max_length": arguments.max_length,

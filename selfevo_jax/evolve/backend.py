@@ -25,6 +25,7 @@ from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.merge import Part, merge_adapters
+from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
@@ -83,9 +84,13 @@ class Backend(Protocol):
         start: Policy,
         reference: Policy,
         folder: Path,
+        store: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
-        """Trains into `folder` (adapter/, metrics.jsonl); returns counts. Goes on after a kill."""
+        """Trains into `folder` (adapter/, metrics.jsonl); returns counts. Goes on after a kill.
+
+        `store` keeps the reference's log-probs for every fit of the run.
+        """
         ...
 
     def merge(
@@ -107,19 +112,32 @@ def compute_of(config: Mapping[str, Any]) -> Compute:
     return Compute(DTYPES[config["dtype"]], config["remat"])
 
 
+def quant_of(config: Mapping[str, Any]) -> str | None:
+    """How the base is stored, from the `compute` settings. Raises UserError for an unknown way."""
+    kind = config.get("quant", "none")
+    if kind not in ("none", *KINDS):
+        raise UserError(f"compute.quant {kind!r} is unknown; use none or {' or '.join(KINDS)}")
+    return None if kind == "none" else kind
+
+
 class JaxModel:
     """A base model on a mesh, with its tokenizer; parameters are loaded at first use."""
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
-        """`compute`: the `compute` settings of a run (dtype, remat, mesh, slots, max_length)."""
+        """`compute`: the `compute` settings of a run (dtype, remat, quant, mesh, slots, ...)."""
         self.source, self.settings, self.progress = source, compute, progress
-        self.compute = compute_of(compute)
+        self.compute, self.quant = compute_of(compute), quant_of(compute)
         self._generator: tuple[Path | None, Generator] | None = None
 
     @cached_property
     def files(self) -> ModelFiles:
         """The opened files; no weights are read."""
         return open_source(self.source)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the base as it is computed with: a quantised one is another model."""
+        return self.files.hash if self.quant is None else f"{self.files.hash}+{self.quant}"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -137,7 +155,10 @@ class JaxModel:
         config, dtype = self.files.config, self.compute.dtype
         placed = shardings(abstract_params(config, dtype), self.mesh)
         with self.progress.busy(f"loading {self.source}"):
-            return jax.block_until_ready(self.files.load(placed, dtype))
+            params = self.files.load(placed, dtype)
+            if self.quant is not None:
+                params = quantize_base(params, self.quant)
+            return jax.block_until_ready(params)
 
     def adapter(self, folder: Path | None) -> tuple[dict | None, LoraConfig | None]:
         """The LoRA tree and shape in a PEFT folder; (None, None) for the base itself."""
@@ -172,6 +193,15 @@ class JaxModel:
         self._generator = None
 
 
+def lineage_of(folder: Path, start: Policy, reference: Policy) -> dict[str, Any]:
+    """What an adapter keeps of the stage that trained it: its round and the policies behind it."""
+    known = {
+        name: {"policy": policy.name, "hash": policy.hash}
+        for name, policy in (("start", start), ("reference", reference))
+    }
+    return {"round": folder.parent.name, "stage": folder.name, **known}
+
+
 class JaxBackend:
     """`Backend` on JAX, from a run's configuration."""
 
@@ -186,7 +216,7 @@ class JaxBackend:
     @cached_property
     def hash(self) -> str:
         """Hash of the base's parameters and of its tokenizer with the chat template."""
-        return content_id(self.model.files.hash, self.model.tokenizer.hash)
+        return content_id(self.model.hash, self.model.tokenizer.hash)
 
     def first_prompt(self, messages: Iterable[Mapping[str, str]]) -> str:
         """A prompt as the model reads it, control tokens in printed form."""
@@ -198,7 +228,7 @@ class JaxBackend:
             return content_id("server", *role.remote)
         model = self._local(role)
         trained = file_sha256(Path(role.adapter) / WEIGHTS) if role.adapter else "none"
-        return content_id(model.files.hash, model.tokenizer.hash, trained)
+        return content_id(model.hash, model.tokenizer.hash, trained)
 
     def generator(self, policy: Policy) -> Generator:
         """See `Backend.generator`."""
@@ -253,6 +283,7 @@ class JaxBackend:
         start: Policy,
         reference: Policy,
         folder: Path,
+        store: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """See `Backend.fit`."""
@@ -274,10 +305,12 @@ class JaxBackend:
             folder,
             start=model.adapter(start.adapter)[0],
             reference=model.applied(reference.adapter),
+            store=store,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
         tree = jax.device_get(result.trained)
-        save_peft(folder / "adapter", tree, lora, self.config.model, model.files.hash)
+        origin = lineage_of(folder, start, reference)
+        save_peft(folder / "adapter", tree, lora, self.config.model, model.files.hash, origin)
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def merge(
@@ -290,9 +323,10 @@ class JaxBackend:
             if tree is None or lora is None:
                 raise UserError(f"{policy.name} has no adapter to merge")
             parts.append(Part(tree, lora, name=policy.name))
-        tree, lora, _ = merge_adapters(parts, how, density=density, seed=self.config.seed)
+        tree, lora, merged = merge_adapters(parts, how, density=density, seed=self.config.seed)
+        origin = merged | {"hashes": {policy.name: policy.hash for policy in policies}}
         base = self.model.files.hash
-        save_peft(folder / "adapter", jax.device_get(tree), lora, self.config.model, base)
+        save_peft(folder / "adapter", jax.device_get(tree), lora, self.config.model, base, origin)
         return {"adapters": len(parts)}
 
     def _rendered(self, example: Pair | Example) -> TokenExample:

@@ -37,7 +37,7 @@ class LocalModel:
         """See `Evaluated.settings`; the batch size is left out, since no answer depends on it."""
         trained = "none" if self.adapter is None else file_sha256(self.adapter / WEIGHTS)
         return {
-            "hash": content_id(self.model.files.hash, self.model.tokenizer.hash, trained),
+            "hash": content_id(self.model.hash, self.model.tokenizer.hash, trained),
             "dtype": self.model.settings["dtype"],
             "max_length": self.room,
         }

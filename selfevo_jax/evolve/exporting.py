@@ -10,6 +10,7 @@ from selfevo_jax.evolve.files import read_json
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.lora import merge_lora
+from selfevo_jax.models.quantize import dequantize_base
 from selfevo_jax.weights.model_files import save_model
 
 
@@ -30,10 +31,15 @@ def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Pr
         shutil.copytree(adapter, out)
         return out
     compute = defaults().compute.to_dict()
+    # Of a run's settings only this one decides what the policy computes: an adapter trained on
+    # a quantised base is merged into the values that the codes stand for, never into codes.
+    compute["quant"] = read_json(workdir / "config.json")["compute"].get("quant", "none")
     model = JaxModel(run["model"], compute, progress)
     applied = model.applied(adapter)
     assert applied is not None
-    merged = merge_lora(model.params, applied)
+    if model.quant is not None:
+        progress.say(f"the base is written as its {model.quant} values, which the run was on")
+    merged = merge_lora(dequantize_base(model.params), applied)
     with progress.busy(f"writing {out}"):
         save_model(out, model.files.config, merged, save_tokenizer=model.tokenizer.save)
     return out

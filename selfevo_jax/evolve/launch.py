@@ -27,6 +27,7 @@ from selfevo_jax.evolve.plan import expected_memory, print_plan, print_table
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.stages import StageFolder
+from selfevo_jax.models.quantize import BYTES
 from selfevo_jax.text.show import escape_controls
 from selfevo_jax.weights.storage import cache_folder
 
@@ -101,9 +102,11 @@ def show_plan(
     run = Run(config, workdir, task, backend, progress, planning=True)
     method(config.method)(run)
     compute = config.compute
+    value_bytes = backend.model.compute.dtype(0).itemsize
     memory = expected_memory(
         backend.model.files.config,
-        value_bytes=backend.model.compute.dtype(0).itemsize,
+        value_bytes=value_bytes,
+        kernel_bytes=BYTES.get(backend.model.quant, value_bytes),
         slots=compute.slots,
         max_length=compute.max_length,
         train_tokens=config.learn.micro_rows * (config.learn.row_length or compute.max_length),

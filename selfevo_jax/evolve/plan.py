@@ -77,33 +77,37 @@ def expected_memory(
     config: ModelConfig,
     *,
     value_bytes: int,
+    kernel_bytes: float,
     slots: int,
     max_length: int,
     train_tokens: int,
     rank: int,
     remat: str,
 ) -> dict[str, float]:
-    """Bytes of weights, of the key-value cache and of training an adapter.
+    """Bytes of weights (but the norms'), of the key-value cache and of training an adapter.
 
+    A value of a layer's projections takes `kernel_bytes`, any other `value_bytes`.
     Activations follow Korthikanti et al. (2022, arXiv:2205.05198), eq. 2 without the attention
     matrix; with rematerialisation a layer keeps its input only. An estimate, good to a factor two.
     """
-    weights = parameter_count(config)
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     kept = 17 if remat == "none" else 2
     activations = train_tokens * config.hidden_size * config.num_layers * kept
     sides = config.hidden_size * 7 + config.intermediate_size * 3
     adapter = config.num_layers * rank * sides
     return {
-        "weights": float(weights * value_bytes),
+        "weights": layer_parameters(config) * kernel_bytes + table_parameters(config) * value_bytes,
         "cache while sampling": float(slots * max_length * per_token * value_bytes),
         "training beside the weights": float(activations * value_bytes + adapter * 16),
     }
 
 
-def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the decoder without its norms and biases (under 1 % of the whole)."""
+def layer_parameters(config: ModelConfig) -> int:
+    """Parameters of the layers' projections."""
     heads = config.head_dim * (config.num_heads + config.num_kv_heads)
-    layer = config.hidden_size * (2 * heads + 3 * config.intermediate_size)
-    tables = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
-    return config.num_layers * layer + tables
+    return config.num_layers * config.hidden_size * (2 * heads + 3 * config.intermediate_size)
+
+
+def table_parameters(config: ModelConfig) -> int:
+    """Parameters of embedding and head."""
+    return config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)

@@ -292,7 +292,7 @@ class Run(PureStages):
         folder, content = self.files(
             name,
             lambda path, advance: self.backend.fit(
-                examples, training, start, reference, path, advance
+                examples, training, start, reference, path, self.workdir / "reference", advance
             ),
             settings=self.backend.train_settings(training),
             version=self.backend.trainer_version,

@@ -125,20 +125,26 @@ def _size(span: TokenSpan) -> int:
 
 
 def _last_target(span: TokenSpan) -> int:
-    return int(np.flatnonzero(span.loss)[-1])
+    targets = np.flatnonzero(span.loss)
+    return int(targets[-1]) if len(targets) else 0  # the absent side of a label alone
 
 
-def check_examples(examples: Sequence[TokenExample], *, pairs: bool, max_length: int) -> None:
+def check_examples(
+    examples: Sequence[TokenExample], *, pairs: bool, max_length: int, labels: bool = False
+) -> None:
     """Refuses what must not be trained on, naming the ids. Raises `UserError`.
 
-    `max_length`: the model's context, in tokens of the prompt and one completion.
+    pairs       examples have a chosen and a rejected completion, in this order
+    labels      one of the two may be empty (`labels.labelled`)
+    max_length  the model's context, in tokens of the prompt and one completion
     """
     if not examples:
         raise UserError("there is nothing to train on: the list of examples is empty")
     faults: dict[str, list[str]] = {}
     seen: set[str] = set()
     for example in examples:
-        fault = "a repeated id" if example.id in seen else _fault(example, pairs, max_length)
+        fault = _fault(example, pairs, labels, max_length)
+        fault = "a repeated id" if example.id in seen else fault
         seen.add(example.id)
         if fault:
             faults.setdefault(fault, []).append(example.id)
@@ -150,8 +156,10 @@ def check_examples(examples: Sequence[TokenExample], *, pairs: bool, max_length:
         )
 
 
-def _fault(example: TokenExample, pairs: bool, max_length: int) -> str | None:
+def _fault(example: TokenExample, pairs: bool, labels: bool, max_length: int) -> str | None:
     completions = example.completions
+    if labels and len(completions) == 2:
+        completions = tuple(span for span in completions if _size(span))
     if _size(example.prompt) == 0:
         return "an empty prompt"
     if not completions or any(_size(span) == 0 for span in completions):
@@ -162,11 +170,11 @@ def _fault(example: TokenExample, pairs: bool, max_length: int) -> str | None:
         return f"more than the model's {max_length} tokens"
     if not pairs:
         return None
-    if len(completions) != 2:
+    if len(example.completions) != 2:
         return "not exactly two completions (chosen, rejected)"
     if example.prompt.loss.any():
         return "loss tokens in the prompt of a pair"
-    if np.array_equal(completions[0].tokens, completions[1].tokens):
+    if len(completions) == 2 and np.array_equal(*(span.tokens for span in completions)):
         return "equal chosen and rejected"
     return None
 

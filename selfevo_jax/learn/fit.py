@@ -23,7 +23,7 @@ from selfevo_jax.learn.batches import Batches, MicroBatch
 from selfevo_jax.learn.checkpoints import Checkpoints
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.joined import Joined, mismatched
-from selfevo_jax.learn.losses import Objective
+from selfevo_jax.learn.losses import Objective, metric_means
 from selfevo_jax.learn.metrics import MetricsLog
 from selfevo_jax.learn.optimizer import optimizer, schedule
 from selfevo_jax.learn.protocol import FitResult, FitSettings
@@ -35,6 +35,7 @@ from selfevo_jax.models.lora import Adapter, adapter, init_lora
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
 from selfevo_jax.text.render import TokenExample
+from selfevo_jax.weights.storage import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class Fit:
         sums = {name: float(value) for name, value in sums.items()}
         norm, places = sums.pop("grad_norm"), sums.pop("places")
         tokens = self.data.batches.tokens(step)
-        means = _means(sums)
+        means = metric_means(sums)
         return {
             "step": step,
             "epoch": step // self.data.batches.per_epoch,
@@ -208,7 +209,7 @@ class Fit:
     def _measure(self, trainable) -> dict[str, float]:
         """Metrics of the held-out examples, dropout off, named eval_..."""
         sums = self.steps.evaluate(trainable, self._untrained(), self.held.micro_batches(0))
-        means = _means({name: float(value) for name, value in jax.device_get(sums).items()})
+        means = metric_means({name: float(value) for name, value in jax.device_get(sums).items()})
         return {f"eval_{name}": value for name, value in means.items()}
 
     def _result(self, last):
@@ -312,17 +313,17 @@ class Fit:
         if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):
             return
         path = self.folder / "not_finite.json"
-        path.write_text(
-            json.dumps({"step": step, "ids": self.data.batches.ids(step), "metrics": row}, indent=1)
-        )
+        kept = {"step": step, "metrics": row, "examples": self.data.described(step)}
+        with atomic_file(path) as unfinished:
+            unfinished.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         raise UserError(
             f"loss {row['loss']} and gradient norm {row['grad_norm']} at step {step}: training "
-            f"stopped; the batch's ids are in {path}. Lower learn.lr or look at these examples"
+            f"stopped; the batch is in {path}. Lower learn.lr or look at these examples"
         )
 
     def _assert_start_is_reference(self, row: Mapping[str, Any]) -> None:
         """A fit that starts at its reference must see log-ratios of zero (DPO: a loss of log 2)."""
-        if self.objective.needs_reference and self.at_reference:
+        if self.objective.needs_reference and self.at_reference and "margin" in row:
             z = row["margin"] / self.objective.beta
             tolerance = 1e-3 if self.base.compute.dtype == jnp.float32 else 0.5
             assert abs(z) < tolerance, f"log-ratio {z} at step 0: policy and reference disagree"
@@ -362,11 +363,3 @@ def row_cost(length: int) -> float:
     """Work of a row, up to a factor. Attention looks at listed blocks, so it grows with the length
     alone; what a row costs besides (a pass over the kernels) is worth some 32 of its places."""
     return length + 32.0
-
-
-def _means(sums: dict[str, float]) -> dict[str, Any]:
-    """Sums over examples as means; `loss` is final, counts stay counts."""
-    sums = dict(sums)
-    examples, loss_tokens = sums.pop("examples"), sums.pop("loss_tokens")
-    means = {name: value if name == "loss" else value / examples for name, value in sums.items()}
-    return means | {"examples": int(examples), "loss_tokens": int(loss_tokens)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import Batches, MicroBatch, example_hash
 from selfevo_jax.learn.reference import ReferenceSums
 from selfevo_jax.learn.step import Frozen, Steps
@@ -21,7 +23,7 @@ class Joined:
     """The batches of some examples; `tables` maps a policy's name to its sums, float32 [n, k]."""
 
     def __init__(self, examples: Sequence[TokenExample], batches: Batches):
-        self.batches = batches
+        self.batches, self._examples = batches, examples
         self.hashes = [example_hash(example) for example in examples]
         self.tables: dict[str, np.ndarray] = {}
 
@@ -30,6 +32,18 @@ class Joined:
         return [
             (micro, Frozen(self._sums("reference", micro), self._sums("anchor", micro)))
             for micro in self.batches.micro_batches(step)
+        ]
+
+    def described(self, step: int) -> list[dict[str, Any]]:
+        """A batch's examples as plain values: ids, tokens, what the frozen policies say of them."""
+        return [
+            {
+                "id": self._examples[index].id,
+                "prompt": self._examples[index].prompt.tokens.tolist(),
+                "completions": [c.tokens.tolist() for c in self._examples[index].completions],
+                "frozen": {name: table[index].tolist() for name, table in self.tables.items()},
+            }
+            for index in self.batches.examples(step)
         ]
 
     def add_policy(
@@ -42,7 +56,7 @@ class Joined:
         key: tuple[str, ...],
     ) -> None:
         """Fills `tables[name]` from the store under `key`; what is missing is computed and added,
-        in the rows of the first epoch."""
+        in the rows of the first epoch. Raises UserError for sums that are not finite."""
         # A file holds rows of one width: KTO's mismatched completions have another than its pairs.
         kept = ReferenceSums(store, (*key, f"completions={self.batches.shape.completions}"))
         missing = kept.missing(self.hashes)
@@ -54,6 +68,12 @@ class Joined:
                 continue
             for micro in self.batches.micro_batches(step):
                 found |= self._by_hash(micro, steps.sums(params, policy, micro))
+        if broken := [h for h, sums_k in found.items() if not np.isfinite(sums_k).all()]:
+            ids = [self._examples[self.hashes.index(one)].id for one in broken[:5]]
+            raise UserError(
+                f"the {name}'s log-probs of {len(broken)} examples are not finite "
+                f"({', '.join(ids)}): are its weights whole?"
+            )
         if found:
             kept.add(list(found), np.stack(list(found.values())))
         self.tables[name] = kept.table(self.hashes)
@@ -81,4 +101,5 @@ def mismatched(examples: Sequence[TokenExample]) -> list[TokenExample]:
 
 def _other_side(example: TokenExample, index: int) -> TokenSpan:
     """Chosen and rejected completions in turn, so that both kinds enter the estimate."""
-    return example.completions[index % len(example.completions)]
+    there = [span for span in example.completions if len(span.tokens)]
+    return there[index % len(there)]

@@ -2,8 +2,9 @@
 
 A *sequence* is one completion: its `logps` is the sum of log p(token | before) over its loss
 tokens, `tokens` their number, `reference` the same sum under the frozen reference, `anchor`
-under a second frozen policy. A *pair* is a chosen and a rejected sequence of one prompt. All
-arrays are float32; a formula maps arrays of one shape to per-pair losses of that shape.
+under a second frozen policy. A *pair* is a chosen and a rejected sequence of one prompt; for `kto`
+one of the two may be absent (`tokens` 0): a completion with a label alone. All arrays are
+float32; a formula maps arrays of one shape to per-pair losses of that shape.
 
 `loss_terms` turns a micro-batch into numerators and denominators; denominators depend on the
 data alone, so summing numerators over micro-batches and dividing by the batch's denominators
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -91,9 +93,10 @@ class Objective:
             )
         if not 0 <= self.ld_alpha <= 1:
             raise UserError(f"objective.ld_alpha is {self.ld_alpha}: use a value between 0 and 1")
-        if self.ld_alpha != 1 and (self.nll_weight or not self.pairs):
+        if self.ld_alpha != 1 and (self.nll_weight or not self.pairs or self.needs_kl):
             raise UserError(
-                "objective.ld_alpha re-weights completion tokens: it cannot join an SFT term"
+                "objective.ld_alpha re-weights tokens by the pair's shorter completion: "
+                "it cannot join an SFT term or kto"
             )
 
     def _check_losses(self) -> None:
@@ -124,6 +127,11 @@ class Objective:
     def pairs(self) -> bool:
         """Whether examples must have exactly two completions, chosen first."""
         return all(LOSSES[name].pairs for name in self.weights)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether an example may be one side of a pair: a completion that is good, or is not."""
+        return list(self.weights) == ["kto"] and not self.nll_weight
 
     @property
     def needs_reference(self) -> bool:
@@ -259,11 +267,6 @@ def kto(
     return jnp.where(desirable, good, bad)
 
 
-def _kto_pair(chosen: Sequences, rejected: Sequences, o: Objective, kl: jax.Array) -> jax.Array:
-    """KTO's mean over a pair's sequences, the chosen desirable and the rejected not."""
-    return (kto(chosen.log_ratio, True, kl, o) + kto(rejected.log_ratio, False, kl, o)) / 2
-
-
 def _smoothed(logit: jax.Array, smoothing: float) -> jax.Array:
     return -(1 - smoothing) * log_sigmoid(logit) - smoothing * log_sigmoid(-logit)
 
@@ -299,8 +302,18 @@ LOSSES: dict[str, Loss] = {
     "inpo": Loss(inpo),
     "ranking": Loss(ranking),
     "apo_zero": Loss(apo_zero),
-    "kto": Loss(_kto_pair),
+    "kto": Loss(_nothing),
 }
+
+
+def kto_term(chosen: Sequences, rejected: Sequences, o: Objective, kl: jax.Array) -> Term:
+    """`kto` over the sequences that are there, the chosen desirable and the rejected not."""
+    sides = (chosen, True), (rejected, False)
+    losses = [
+        jnp.where(side.tokens > 0, kto(side.log_ratio, good, kl, o), 0) for side, good in sides
+    ]
+    count = sum(jnp.sum(side.tokens > 0) for side, _ in sides)
+    return Term(jnp.sum(losses[0]) + jnp.sum(losses[1]), count.astype(jnp.float32))
 
 
 def sft(logps: jax.Array, tokens: jax.Array) -> Term:
@@ -332,9 +345,12 @@ def loss_terms(
     count = jnp.sum(filled).astype(jnp.float32)
     terms = ()
     for name, weight in objective.weights.items():
-        extra = (jnp.asarray(kl),) if name == "kto" else ()
-        losses = LOSSES[name].formula(*sides, objective, *extra)
-        terms += (Term(jnp.sum(jnp.where(filled, losses, 0)), count, weight),)
+        if name == "kto":
+            term = kto_term(*sides, objective, jnp.asarray(kl))
+        else:
+            losses = LOSSES[name].formula(*sides, objective)
+            term = Term(jnp.sum(jnp.where(filled, losses, 0)), count)
+        terms += (dataclasses.replace(term, weight=weight),)
     if objective.nll_weight:
         nll = sft(chosen.logps, chosen.tokens)
         terms += (dataclasses.replace(nll, weight=objective.nll_weight),)
@@ -342,31 +358,57 @@ def loss_terms(
 
 
 def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Array]:
-    """Sums over examples (divide by `examples`) of what is worth watching; scalars.
+    """Sums of what is worth watching, scalars; `metric_means` divides them.
 
     Rewards are beta times the summed log-ratio to the reference, also for losses that take its
     token mean, so that they compare across losses; `accuracy` counts pairs with a positive margin;
     `kl` is the mean of log_ratio^2 / 2 (Schulman's k2), unbiased to second order where the
     completions come from the policy or its reference.
     """
-    filled = sequences.tokens[..., 0] > 0
+    there = sequences.tokens > 0
     sums = {
-        "examples": jnp.sum(filled).astype(jnp.float32),
+        "examples": _count(jnp.any(there, axis=-1)),
         "loss_tokens": jnp.sum(sequences.tokens),
     }
     if not objective.pairs:
         return sums | {"logps": jnp.sum(sequences.logps)}
-    margin = jnp.zeros_like(sequences.logps[..., 0])
-    for name, index, sign in (("chosen", 0, 1), ("rejected", 1, -1)):
+    squares, ratios = 0.0, []
+    for index, name in enumerate(("chosen", "rejected")):
         side = _or_uniform(sequences.take(index), objective)
-        sums[f"logps_{name}"] = jnp.sum(side.logps)
-        sums["kl"] = sums.get("kl", 0.0) + jnp.sum(jnp.where(filled, side.log_ratio**2, 0)) / 4
+        ratio = jnp.where(side.tokens > 0, side.log_ratio, 0)
+        sums[name] = _count(side.tokens > 0)
+        sums[f"logps_{name}"] = jnp.sum(jnp.where(side.tokens > 0, side.logps, 0))
         sums[f"tokens_{name}"] = jnp.sum(side.tokens)
-        sums[f"reward_{name}"] = objective.beta * jnp.sum(jnp.where(filled, side.log_ratio, 0))
-        margin += sign * jnp.where(filled, side.log_ratio, 0)
-    sums["margin"] = objective.beta * jnp.sum(margin)
-    sums["accuracy"] = jnp.sum(margin > 0).astype(jnp.float32)
-    return sums
+        sums[f"reward_{name}"] = objective.beta * jnp.sum(ratio)
+        squares += jnp.sum(ratio**2)
+        ratios.append(ratio)
+    pairs = jnp.all(there, axis=-1)
+    margin = jnp.where(pairs, ratios[0] - ratios[1], 0)
+    return sums | {
+        "pairs": _count(pairs),
+        "kl": squares / 2,
+        "margin": objective.beta * jnp.sum(margin),
+        "accuracy": _count(margin > 0),
+    }
+
+
+def metric_means(sums: Mapping[str, float]) -> dict[str, Any]:
+    """The `metric_sums` of a whole batch as means: over the chosen sequences, the rejected ones,
+    both (`kl`), the pairs (`margin`, `accuracy`), or the examples. `loss` is final, `examples` and
+    `loss_tokens` stay counts, and a mean over nothing is left out."""
+    sums = dict(sums)
+    examples, loss_tokens = sums.pop("examples"), sums.pop("loss_tokens")
+    chosen, rejected, pairs = (sums.pop(name, 0.0) for name in ("chosen", "rejected", "pairs"))
+    over = {"loss": 1.0, "kl": chosen + rejected, "margin": pairs, "accuracy": pairs}
+    for name in ("logps", "tokens", "reward"):
+        over |= {f"{name}_chosen": chosen, f"{name}_rejected": rejected}
+    counts = {name: over.get(name, examples) for name in sums}
+    means = {name: value / counts[name] for name, value in sums.items() if counts[name]}
+    return means | {"examples": int(examples), "loss_tokens": int(loss_tokens)}
+
+
+def _count(true: jax.Array) -> jax.Array:
+    return jnp.sum(true).astype(jnp.float32)
 
 
 def _or_uniform(side: Sequences, o: Objective) -> Sequences:

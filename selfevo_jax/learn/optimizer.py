@@ -5,6 +5,7 @@ Weight decay acts on kernels and LoRA factors, not on norms and biases.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,11 @@ def optimizer(
     moments but our learning rate as it is. Lion: Chen et al., 2023. Decay is decoupled and scaled
     by the rate in all three. Raises UserError for another name.
     """
+    if re.fullmatch("adamw?_?8bit", name):
+        raise UserError(
+            f"learn.optimizer {name}: no maintained JAX library keeps Adam's state in 8 bits; "
+            "adafactor's is smaller still, and an adapter's AdamW state is small beside the base"
+        )
     if name not in OPTIMIZERS:
         raise UserError(f"learn.optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
     steps = [] if clip is None else [optax.clip_by_global_norm(clip)]

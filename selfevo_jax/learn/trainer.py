@@ -67,7 +67,9 @@ class JaxTrainer:
         if settings.lora is None:
             refuse_quantized(self.base.params, "train all parameters of this base")
         longest = self.base.config.max_position
-        check_examples(examples, pairs=objective.pairs, max_length=longest)
+        check_examples(
+            examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
+        )
         fit = Fit(
             self.base, examples, objective, settings, Path(folder), start, reference, anchor, store
         )

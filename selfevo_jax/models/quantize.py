@@ -27,6 +27,7 @@ from selfevo_jax.errors import UserError
 
 KINDS = ("nf4", "int8")
 BLOCK, SCALE_BLOCK = 64, 256
+BYTES = {"nf4": (4 + 8 / BLOCK + 32 / (BLOCK * SCALE_BLOCK)) / 8, "int8": 1.0}  # of a value
 
 # The quantiles as bitsandbytes prints them (csrc/kernels.cu; QLoRA, appendix E).
 NF4_TABLE = np.array(
@@ -71,6 +72,16 @@ def quantize_base(params: dict, kind: str) -> dict:
         if path[0] == "layers" and path[-1] == "kernel":
             flat[path] = make(leaf)
     return unflatten_dict(flat)
+
+
+def dequantize_base(params: dict, dtype: jnp.dtype = jnp.float32) -> dict:
+    """The tree with every `Quantized` kernel as the values that its codes stand for: the same
+    function of the inputs, so an adapter trained on the codes may be merged into it exactly."""
+    flat = flatten_dict(params)
+    make = jax.jit(functools.partial(dequantize, dtype=dtype))
+    return unflatten_dict(
+        {path: make(leaf) if isinstance(leaf, Quantized) else leaf for path, leaf in flat.items()}
+    )
 
 
 def quantization(params: dict) -> str | None:

@@ -37,7 +37,7 @@ def check(source: str | Path, size: Callable[[str], int] = len, max_length: int 
     the reading with a UserError: what follows it is unknown."""
     found = Check()
     ids: dict[str, int] = {}
-    contents: dict[str, int] = {}
+    contents: dict[str, bool | None] = {}
     prompts: set[str] = set()
     format_ = None
     for number, row in numbered_rows(source):
@@ -82,13 +82,18 @@ def _without_place(message: str, number: int) -> str:
 def _note(found, example: Row, number: int, ids, contents, prompts) -> None:
     completions = example["completions"]
     found.kinds[len(completions)] += 1
+    if "label" in example:
+        found.notes[f"rows labelled {'desirable' if example['label'] else 'not desirable'}"] += 1
     if example["id"] in ids:
         _add(found, "an id that came before", number)
     ids.setdefault(example["id"], number)
     content = content_id({key: example[key] for key in ("messages", "completions")})
     if content in contents:
+        earlier = contents[content]
         found.notes["rows whose content came before"] += 1
-    contents.setdefault(content, number)
+        if earlier != example.get("label"):
+            _add(found, "content that came before with the other label", number)
+    contents.setdefault(content, example.get("label"))
     prompt = content_id({"messages": example["messages"]})
     if prompt in prompts:
         found.notes["rows whose prompt came before"] += 1

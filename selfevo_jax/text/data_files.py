@@ -1,11 +1,13 @@
 """JSON-lines data in the field's three shapes, read to one: {"id", "messages", "completions"}.
 
     TRL      {"prompt", "completion"} | {"prompt", "chosen", "rejected"} | {"chosen", "rejected"}
-             | {"prompt"} | {"messages"} | {"text"}; texts (standard) or messages (conversational)
+             | {"prompt", "completion", "label"} | {"prompt"} | {"messages"} | {"text"};
+             texts (standard) or messages (conversational)
     Alpaca   {"instruction", "input", "output"} with optional "system" and "history"
     ShareGPT {"conversations": [{"from": "human", "value": ...}, ...]} with optional "system"
 
-`completions` is [answer] for SFT, [chosen, rejected] for preferences, [] for prompts alone. A
+`completions` is [answer] for SFT, [chosen, rejected] for preferences, [] for prompts alone; a
+`label` (true: desirable) is kept beside [answer], for KTO. A
 "text" row is one assistant message and no completion: all of it is learned. Errors name file:line.
 Formats: TRL docs/source/dataset_formats.md; LLaMA-Factory data/README.md.
 """
@@ -28,6 +30,7 @@ Row = dict[str, Any]
 FORMATS: dict[str, frozenset[str]] = {
     "preference": frozenset({"prompt", "chosen", "rejected"}),
     "prompt-completion": frozenset({"prompt", "completion"}),
+    "unpaired-preference": frozenset({"prompt", "completion", "label"}),
     "prompt-only": frozenset({"prompt"}),
     "implicit-preference": frozenset({"chosen", "rejected"}),
     "language-modeling": frozenset({"messages"}),
@@ -128,7 +131,7 @@ def detect_format(rows: Iterable[Row]) -> str:
 
     Raises UserError when none or more than one fits, or when rows differ.
     """
-    signals = {frozenset(row) & _SIGNAL for row in rows}
+    signals = {_signal(row) for row in rows}
     if not signals:
         raise UserError("there are no rows to detect a format from")
     names = {_format_of(signal) for signal in signals}
@@ -137,6 +140,12 @@ def detect_format(rows: Iterable[Row]) -> str:
             f"the rows are of different formats ({', '.join(sorted(names))}); split the file"
         )
     return names.pop()
+
+
+def _signal(row: Row) -> frozenset[str]:
+    """The row's fields that tell formats apart; other data has labels of other kinds."""
+    fields = frozenset(row) & _SIGNAL
+    return fields if fields == FORMATS["unpaired-preference"] else fields - {"label"}
 
 
 def _format_of(signal: frozenset[str]) -> str:
@@ -199,7 +208,8 @@ def to_example(row: Row, format_: str, place: str) -> Row:
     if id_ is not None and (isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == ""):
         raise UserError(f"{place}: the field 'id' is {id_!r}; it must be a text or a whole number")
     id_ = content_id(row) if id_ is None else str(id_)
-    return {"id": id_, "messages": messages, "completions": completions}
+    example = {"id": id_, "messages": messages, "completions": completions}
+    return example | {"label": row["label"]} if format_ == "unpaired-preference" else example
 
 
 Parts = tuple[list[dict[str, str]], list[str]]
@@ -242,6 +252,11 @@ def _read_preference(row: Row, place: str) -> Parts:
 
 def _read_completion(row: Row, place: str) -> Parts:
     return _prompt(row, "prompt", place), [_answer(row, "completion", place)]
+
+
+def _read_unpaired(row: Row, place: str) -> Parts:
+    _check_fields(row, {"label": bool}, place)
+    return _read_completion(row, place)
 
 
 def _read_prompt(row: Row, place: str) -> Parts:
@@ -313,6 +328,7 @@ def _read_sharegpt(row: Row, place: str) -> Parts:
 _READERS: dict[str, Callable[[Row, str], Parts]] = {
     "preference": _read_preference,
     "prompt-completion": _read_completion,
+    "unpaired-preference": _read_unpaired,
     "prompt-only": _read_prompt,
     "implicit-preference": _read_implicit,
     "language-modeling": _read_messages,

@@ -83,6 +83,7 @@ def _show_one(
         learned = int(completion.loss.sum())
         count = len(example.prompt.tokens) + len(completion.tokens)
         name = f" completion {index + 1}" if len(example.completions) > 1 else ""
+        name += {True: " desirable", False: " not desirable", None: ""}[row.get("label")]
         console.rule(Text(f"{title}{name}  {count} tokens, {learned} learned"), align="left")
         _print(console, styled_example(tokenizer, example, completion, console, separators))
 

@@ -6,7 +6,7 @@ computes with a model's weights is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 
-from selfevo_jax.evolve.backend import JaxBackend, JaxModel
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.backend import JaxBackend, JaxModel, lineage_of
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Training
@@ -34,6 +35,13 @@ TRAINER_VERSION = "torch-1"  # raised by hand like `evolve.backend.TRAINER_VERSI
 
 class TorchModel(JaxModel):
     """A base model as a transformers decoder; weights are loaded at first use."""
+
+    def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
+        super().__init__(source, compute, progress)
+        if self.quant is not None:
+            raise UserError(
+                f"compute.quant={self.quant} needs the jax backend: this one has no quantised base"
+            )
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -112,6 +120,7 @@ class TorchBackend(JaxBackend):
         start: Policy,
         reference: Policy,
         folder: Path,
+        store: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """See `Backend.fit`."""
@@ -126,9 +135,11 @@ class TorchBackend(JaxBackend):
             folder,
             start=model.adapter(start.adapter)[0],
             reference=model.applied(reference.adapter),
+            store=store,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        save_peft(folder / "adapter", result.trained, lora, self.config.model, model.files.hash)
+        origin, base = lineage_of(folder, start, reference), model.files.hash
+        save_peft(folder / "adapter", result.trained, lora, self.config.model, base, origin)
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def _local(self, role: Role) -> TorchModel:

@@ -131,8 +131,14 @@ def kto(log_ratio: Tensor, desirable: Tensor | bool, kl: Tensor, o: Objective) -
     return torch.where(torch.as_tensor(desirable, device=log_ratio.device), good, bad)
 
 
-def _kto_pair(chosen: Sequences, rejected: Sequences, o: Objective, kl: Tensor) -> Tensor:
-    return (kto(chosen.log_ratio, True, kl, o) + kto(rejected.log_ratio, False, kl, o)) / 2
+def kto_term(chosen: Sequences, rejected: Sequences, o: Objective, kl: Tensor) -> Term:
+    """See `learn.losses.kto_term`."""
+    sides = (chosen, True), (rejected, False)
+    losses = [
+        torch.where(side.tokens > 0, kto(side.log_ratio, good, kl, o), 0) for side, good in sides
+    ]
+    count = sum((side.tokens > 0).sum() for side, _ in sides)
+    return Term(losses[0].sum() + losses[1].sum(), count.float())
 
 
 def _smoothed(logit: Tensor, smoothing: float) -> Tensor:
@@ -157,7 +163,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
         dpo, hinge, ipo, robust, linear, length_normalised, simpo, orpo, cpo, inpo, ranking,
         apo_zero,
     )
-} | {"kto": _kto_pair}  # fmt: skip
+}  # fmt: skip
 
 
 def sft(logps: Tensor, tokens: Tensor) -> Term:
@@ -182,9 +188,12 @@ def loss_terms(objective: Objective, sequences: Sequences, kl: float = 0.0) -> t
     count = filled.sum().float()
     terms: tuple[Term, ...] = ()
     for name, weight in objective.weights.items():
-        extra = (torch.tensor(kl, device=count.device),) if name == "kto" else ()
-        losses = FORMULAS[name](*sides, objective, *extra)
-        terms += (Term(torch.where(filled, losses, 0).sum(), count, weight),)
+        if name == "kto":
+            term = kto_term(*sides, objective, torch.tensor(kl, device=count.device))
+        else:
+            losses = FORMULAS[name](*sides, objective)
+            term = Term(torch.where(filled, losses, 0).sum(), count)
+        terms += (replace(term, weight=weight),)
     if objective.nll_weight:
         terms += (replace(sft(chosen.logps, chosen.tokens), weight=objective.nll_weight),)
     return terms
@@ -192,22 +201,28 @@ def loss_terms(objective: Objective, sequences: Sequences, kl: float = 0.0) -> t
 
 def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, Tensor]:
     """See `learn.losses.metric_sums`."""
-    filled = sequences.tokens[..., 0] > 0
-    sums = {"examples": filled.sum().float(), "loss_tokens": sequences.tokens.sum()}
+    there = sequences.tokens > 0
+    sums = {"examples": there.any(-1).sum().float(), "loss_tokens": sequences.tokens.sum()}
     if not objective.pairs:
         return sums | {"logps": sequences.logps.sum()}
-    margin = torch.zeros_like(sequences.logps[..., 0])
-    for name, index, sign in (("chosen", 0, 1), ("rejected", 1, -1)):
+    squares, ratios = 0.0, []
+    for index, name in enumerate(("chosen", "rejected")):
         side = _or_uniform(sequences.take(index), objective)
-        sums[f"logps_{name}"] = side.logps.sum()
-        log_ratio = torch.where(filled, side.log_ratio, 0)
-        sums["kl"] = sums.get("kl", 0.0) + log_ratio.square().sum() / 4
+        ratio = torch.where(side.tokens > 0, side.log_ratio, 0)
+        sums[name] = (side.tokens > 0).sum().float()
+        sums[f"logps_{name}"] = torch.where(side.tokens > 0, side.logps, 0).sum()
         sums[f"tokens_{name}"] = side.tokens.sum()
-        sums[f"reward_{name}"] = objective.beta * log_ratio.sum()
-        margin = margin + sign * log_ratio
-    sums["margin"] = objective.beta * margin.sum()
-    sums["accuracy"] = (margin > 0).sum().float()
-    return sums
+        sums[f"reward_{name}"] = objective.beta * ratio.sum()
+        squares = squares + ratio.square().sum()
+        ratios.append(ratio)
+    pairs = there.all(-1)
+    margin = torch.where(pairs, ratios[0] - ratios[1], 0)
+    return sums | {
+        "pairs": pairs.sum().float(),
+        "kl": squares / 2,
+        "margin": objective.beta * margin.sum(),
+        "accuracy": (margin > 0).sum().float(),
+    }
 
 
 def _or_uniform(side: Sequences, o: Objective) -> Sequences:

@@ -60,7 +60,9 @@ class TorchTrainer:
         """See `Trainer.fit`. The decoder is afterwards as it was before."""
         decoder = self.decoder
         longest = decoder.config.max_position
-        check_examples(examples, pairs=objective.pairs, max_length=longest)
+        check_examples(
+            examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
+        )
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = Base(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),

@@ -6,6 +6,7 @@ Keys are `base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight` (A [r,
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.weights.names import leaves, module_name
 from selfevo_jax.weights.safetensors_io import Outgoing, read_file, write_file
-from selfevo_jax.weights.storage import atomic_folder
+from selfevo_jax.weights.storage import atomic_folder, sha256_of_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BASE_HASH = "base_sha256"  # in the safetensors metadata, which PEFT ignores
+_BASE_HASH, _LINEAGE = "base_sha256", "lineage"  # in the safetensors metadata; PEFT ignores it
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"}
 _HARMLESS = set(
     """task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
@@ -46,11 +47,13 @@ def save_peft(
     lora: LoraConfig,
     base_name: str,
     base_hash: str | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter that `peft.PeftModel.from_pretrained` loads; equal input, equal bytes.
 
     `lora_tree` holds a [l, in, r] and b [l, r, out] per target. `base_name` is what PEFT shows
-    as the base model; `base_hash` (`ModelFiles.hash`) lets `load_peft` refuse another base.
+    as the base model; `base_hash` (`ModelFiles.hash`) lets `load_peft` refuse another base;
+    `lineage`, plain JSON values, says where the adapter comes from.
     The folder is replaced as a whole. Raises UserError when it cannot be written.
     """
     flat = flatten_dict(dict(lora_tree))
@@ -64,6 +67,8 @@ def save_peft(
         for layer in range(value.shape[0])
     ]
     metadata = {"format": "pt"} | ({_BASE_HASH: base_hash} if base_hash else {})
+    if lineage:
+        metadata[_LINEAGE] = json.dumps(lineage, sort_keys=True)
     dtype = np.dtype(next(iter(flat.values())).dtype)
     modules = sorted({path[-2] for path in flat})
     with atomic_folder(Path(folder)) as fresh:
@@ -91,6 +96,35 @@ def _config_json(lora: LoraConfig, modules: list[str], base_name: str) -> dict[s
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a PEFT folder says of itself; None where it says nothing.
+
+    base       the name of its base model
+    base_hash  `ModelFiles.hash` of the base
+    lineage    as given to `save_peft`
+    sha256     of its weights file
+    """
+
+    base: str | None
+    base_hash: str | None
+    lineage: dict[str, Any] | None
+    sha256: str
+
+
+def read_origin(folder: Path | str) -> Origin:
+    """Where an adapter comes from. Raises UserError for a folder that is no adapter."""
+    folder = Path(folder)
+    data, path = _read_config(folder / CONFIG), folder / WEIGHTS
+    metadata = read_file(path)[1]
+    try:
+        lineage = json.loads(metadata.get(_LINEAGE, "null"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its lineage is not valid JSON: {error}") from error
+    base = data.get("base_model_name_or_path")
+    return Origin(base, metadata.get(_BASE_HASH), lineage, sha256_of_file(path))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Held-out prompts, early stop, shared reference sums, KTO, and training on a quantised base."""
 
 import dataclasses
-import json
+import itertools
 
 import jax
 import numpy as np
@@ -92,13 +92,17 @@ def test_qlora(tiny, tiny_params, pairs, tmp_path, kind):
         trainer.fit(pairs, Objective("dpo"), dataclasses.replace(SETTINGS, lora=None), tmp_path)
 
 
-def test_lion_and_adafactor_fit(trainer, pairs, tmp_path):
-    for name in ("lion", "adafactor"):
-        settings = dataclasses.replace(SETTINGS, optimizer=name, steps=24)
-        fit = trainer.fit(pairs, Objective("dpo"), settings, tmp_path / name)
-        assert fit.metrics[-1]["loss"] < fit.metrics[0]["loss"], name
-        timings = (tmp_path / name / "timings.jsonl").read_text().splitlines()
-        assert json.loads(timings[0])["tokens_per_second"] > 0
+@pytest.mark.parametrize("name", ["lion", "adafactor"])
+def test_lion_and_adafactor_descend(trainer, pairs, tmp_path, name):
+    """All pairs in every batch, so the loss is one function and each small step lowers it. (With
+    batches of a few, a step's loss is of pairs not trained on yet, and may go anywhere.)"""
+    settings = dataclasses.replace(
+        SETTINGS, optimizer=name, batch_size=len(pairs), lr=1e-3, schedule="constant", steps=4
+    )
+    losses = [
+        row["loss"] for row in trainer.fit(pairs, Objective("dpo"), settings, tmp_path).metrics
+    ]
+    assert all(after < before for before, after in itertools.pairwise(losses)), losses
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""Every loss against TRL's own code on random log-probs, and against hand computation."""
+"""Every loss against TRL's own code, on random log-probs and on a real batch of SmolLM2, and
+against hand computation."""
 
+import functools
 import math
 from collections import defaultdict
 from types import SimpleNamespace
@@ -27,9 +29,16 @@ def identity(x):
 ACCELERATOR = SimpleNamespace(device="cpu", gather=identity, gather_for_metrics=identity)
 
 
+@pytest.fixture(params=["random", "smollm2"])
+def batch(request):
+    """Per-token log-probs of PAIRS chosen then PAIRS rejected completions; see `smollm2_batch`."""
+    name = "smollm2_batch" if request.param == "smollm2" else "random_batch"
+    return request.getfixturevalue(name)
+
+
 @pytest.fixture
-def batch():
-    """Random per-token log-probs of PAIRS chosen then PAIRS rejected completions."""
+def random_batch():
+    """Numbers drawn at random, ours and theirs the same."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, WIDTH - PROMPT + 1, 2 * PAIRS)
     mask = np.zeros((2 * PAIRS, WIDTH), np.int64)
@@ -38,10 +47,13 @@ def batch():
     policy, reference = (
         -rng.gamma(2.0, 1.0, (2 * PAIRS, WIDTH - 1)) * mask[:, 1:] for _ in range(2)
     )
-    return SimpleNamespace(mask=mask, policy=policy, reference=reference, lengths=lengths)
+    batch = SimpleNamespace(mask=mask, policy=policy, reference=reference, lengths=lengths)
+    batch.nll = -policy.sum() / lengths.sum()
+    batch.sums = functools.partial(_added_up, batch)
+    return batch
 
 
-def sequences(batch, ld_alpha=1.0):
+def _added_up(batch, ld_alpha=1.0):
     """The same numbers as [pair, (chosen, rejected)] sums."""
     weights = batch.mask[:, 1:].astype(float)
     shorter = np.minimum(batch.lengths[:PAIRS], batch.lengths[PAIRS:])
@@ -76,7 +88,7 @@ def trl_dpo(
     )  # fmt: skip
     reference = torch.tensor(batch.reference).sum(1) * use_reference
     if ld_alpha is not None:
-        seqs = sequences(batch, ld_alpha)
+        seqs = batch.sums(ld_alpha)
         reference = torch.tensor(np.asarray(seqs.reference).T.reshape(-1))
     trainer = SimpleNamespace(
         accelerator=ACCELERATOR, model=SimpleNamespace(training=True), aux_loss_enabled=False,
@@ -116,38 +128,35 @@ def test_equals_trl_dpo(batch, name, theirs, options):
         ld_alpha=options.get("ld_alpha", 1.0),
         reference_free=not options.get("use_reference", True),
     )
-    assert ours(objective, sequences(batch, objective.ld_alpha)) == pytest.approx(
+    assert ours(objective, batch.sums(objective.ld_alpha)) == pytest.approx(
         expected, rel=1e-5, abs=1e-5
     )
 
 
 def test_added_sft_term_equals_trl(batch):
     expected, _ = trl_dpo(batch, ["sigmoid", "sft"], weights=[1.0, 0.3])
-    assert ours(Objective("dpo", sft_weight=0.3), sequences(batch)) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert ours(Objective("dpo", sft_weight=0.3), batch.sums()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_mixed_losses_equal_trl(batch):
     expected, _ = trl_dpo(batch, ["sigmoid", "hinge"], weights=[1.0, 0.4])
-    assert ours(Objective("dpo+0.4*hinge"), sequences(batch)) == pytest.approx(expected, rel=1e-5)
+    assert ours(Objective("dpo+0.4*hinge"), batch.sums()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_metrics_equal_trl(batch):
     _, expected = trl_dpo(batch, ["sigmoid"])
-    sums = {k: float(v) / PAIRS for k, v in metric_sums(Objective("dpo"), sequences(batch)).items()}
+    sums = {k: float(v) / PAIRS for k, v in metric_sums(Objective("dpo"), batch.sums()).items()}
     for mine, theirs in [
         ("reward_chosen", "rewards/chosen"), ("reward_rejected", "rewards/rejected"),
         ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies"),
         ("logps_chosen", "logps/chosen"), ("logps_rejected", "logps/rejected"),
     ]:  # fmt: skip
-        assert sums[mine] == pytest.approx(expected[theirs], rel=1e-5), mine
+        assert sums[mine] == pytest.approx(expected[theirs], rel=1e-5, abs=1e-5), mine
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("cpo", "sigmoid"), ("simpo", "simpo")])
 def test_equals_trl_cpo(batch, name, theirs):
-    seqs = sequences(batch)
-    logps = seqs.mean_logps if name == "simpo" else seqs.logps
+    logps = torch.tensor(batch.policy.sum(1) / (batch.lengths if name == "simpo" else 1))
     trainer = SimpleNamespace(
         alpha=0.0,
         loss_type=theirs,
@@ -156,19 +165,24 @@ def test_equals_trl_cpo(batch, name, theirs):
         label_smoothing=0.1,
         accelerator=ACCELERATOR,
     )
-    chosen, rejected = (torch.tensor(np.asarray(logps[:, i])) for i in (0, 1))
-    expected = float(CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].mean())
+    expected = float(CPOTrainer.cpo_loss(trainer, *logps.chunk(2))[0].mean())
     objective = Objective(name, beta=0.5, margin=0.4, label_smoothing=0.1, sft_weight=0.0)
-    assert ours(objective, seqs) == pytest.approx(expected, rel=1e-5)
+    assert ours(objective, batch.sums()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_orpo_equals_trl(batch):
-    seqs = sequences(batch)
-    chosen, rejected = (torch.tensor(np.asarray(seqs.mean_logps[:, i])) for i in (0, 1))
+    means = torch.tensor(batch.policy.sum(1) / batch.lengths)
     trainer = SimpleNamespace(beta=0.25, accelerator=ACCELERATOR)
-    odds = -float(ORPOTrainer.odds_ratio_loss(trainer, chosen, rejected)[0].mean())
-    nll = -float(seqs.logps[:, 0].sum() / seqs.tokens[:, 0].sum())
-    assert ours(Objective("orpo", beta=0.25), seqs) == pytest.approx(odds + nll, rel=1e-5)
+    odds = -float(ORPOTrainer.odds_ratio_loss(trainer, *means.chunk(2))[0].mean())
+    nll = -batch.policy[:PAIRS].sum() / batch.lengths[:PAIRS].sum()
+    assert ours(Objective("orpo", beta=0.25), batch.sums()) == pytest.approx(odds + nll, rel=1e-5)
+
+
+def test_sft_equals_trl(batch):
+    """TRL's mean over tokens, and by hand the mean over sequences of their token means."""
+    assert ours(Objective("sft"), batch.sums()) == pytest.approx(batch.nll, rel=1e-5)
+    means = batch.policy.sum(1) / batch.lengths
+    assert ours(Objective("sft_sequence"), batch.sums()) == pytest.approx(-means.mean(), rel=1e-5)
 
 
 def test_kto_equals_trl(batch):
@@ -198,11 +212,11 @@ def test_kto_equals_trl(batch):
     }  # fmt: skip
     expected = float(KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False))
     objective = Objective("dpo", desirable=1.3, undesirable=0.7)
-    ratio = jnp.asarray(batch.policy.sum(1) - batch.reference.sum(1), jnp.float32)
+    ratio = batch.sums().log_ratio.T.reshape(-1)
     mine = losses.kto(ratio, jnp.asarray(labels), jnp.float32(1.5), objective).mean()
     assert float(mine) == pytest.approx(expected, rel=1e-5)
     objective = Objective("kto", desirable=1.3, undesirable=0.7)
-    (term,) = loss_terms(objective, sequences(batch), jnp.float32(1.5))
+    (term,) = loss_terms(objective, batch.sums(), jnp.float32(1.5))
     assert float(term.numerator / term.denominator) == pytest.approx(expected, rel=1e-5)
 
 
@@ -226,10 +240,10 @@ def test_losses_that_trl_lacks_by_hand():
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
-def test_empty_slots_change_nothing(batch, name):
+def test_empty_slots_change_nothing(random_batch, name):
     """A padded slot adds neither to the loss nor to its gradient, and never a NaN."""
     objective = Objective(name)
-    seqs = sequences(batch)
+    seqs = random_batch.sums()
     padded = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 3), (0, 0))), seqs)
 
     def gradient(s):
@@ -241,8 +255,8 @@ def test_empty_slots_change_nothing(batch, name):
     assert not grads[1][PAIRS:].any()
 
 
-def test_step_zero_is_log_two(batch):
-    seqs = sequences(batch)
+def test_step_zero_is_log_two(random_batch):
+    seqs = random_batch.sums()
     assert ours(Objective("dpo"), seqs.replace(reference=seqs.logps)) == pytest.approx(
         math.log(2), abs=1e-6
     )

@@ -11,6 +11,7 @@ import pytest
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
+from selfevo_jax.models.flops import PEAKS
 from selfevo_jax.models.lora import LoraConfig, adapter
 
 LORA = LoraConfig(rank=4)
@@ -43,11 +44,28 @@ def test_metrics_hold_each_step_once_and_no_clock(fitted):
     result, folder = fitted
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.metrics and [row["step"] for row in rows] == list(range(8))
-    wanted = {"loss", "grad_norm", "lr", "reward_chosen", "reward_rejected", "margin", "accuracy",
-              "logps_chosen", "tokens_rejected", "tokens", "padding_share"}  # fmt: skip
-    assert wanted <= rows[0].keys()
+    sides = {f"{a}_{b}" for a in ("reward", "logps", "tokens") for b in ("chosen", "rejected")}
+    wanted = {"loss", "grad_norm", "lr", "margin", "accuracy", "kl", "examples", "loss_tokens",
+              "tokens", "padding_share"}  # fmt: skip
+    assert wanted | sides <= rows[0].keys()
     assert not any("second" in name for name in rows[0])
     assert 0 <= rows[0]["padding_share"] < 1
+    assert abs(rows[0]["kl"]) < 1e-9 < rows[-1]["kl"]
+
+
+def test_timings_hold_speed_and_share_of_the_peak(trainer, pairs, monkeypatch, tmp_path):
+    """Useful tokens a second, and MFU where the device's peak is known: here one is made up. A
+    fit with LoRA needs at least two passes of two operations for every kernel value and token."""
+    peak, values = 1e15, 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    monkeypatch.setitem(PEAKS, jax.devices()[0].device_kind, peak)
+    rows = trainer.fit(pairs, Objective("dpo"), SETTINGS, tmp_path).metrics
+    lines = (tmp_path / "timings.jsonl").read_text().splitlines()
+    assert len(lines) == len(rows) == 4
+    for row, line in zip(rows, map(json.loads, lines), strict=True):
+        assert line["step"] == row["step"]
+        assert line["tokens_per_second"] == pytest.approx(row["tokens"] / line["seconds"])
+        operations = line["mfu"] * line["seconds"] * peak
+        assert 4 * values * row["tokens"] < operations < 12 * values * row["tokens"]
 
 
 def test_the_same_call_on_a_finished_folder_trains_no_more(trainer, pairs, fitted):
@@ -128,16 +146,30 @@ def test_dropout_draws_anew_each_step_and_spares_the_reference(trainer, pairs, t
     assert fit.metrics[1]["loss"] != plain.metrics[1]["loss"]
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_ids(tiny, tiny_params, pairs, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(trainer, pairs, tmp_path):
+    """A rate that breaks the second step: the file holds that batch, token by token, and nothing
+    of the broken step is kept as trained."""
+    settings = dataclasses.replace(SETTINGS, steps=3, lr=1e30, schedule="constant")
+    with pytest.raises(UserError, match="at step 1: training stopped"):
+        trainer.fit(pairs, Objective("dpo"), settings, tmp_path)
+    saved = json.loads((tmp_path / "not_finite.json").read_text())
+    by_id = {pair.id: pair for pair in pairs}
+    assert saved["step"] == 1 and len(saved["examples"]) == 4
+    for one in saved["examples"]:
+        pair = by_id[one["id"]]
+        assert one["prompt"] == pair.prompt.tokens.tolist()
+        assert one["completions"] == [c.tokens.tolist() for c in pair.completions]
+        assert np.isfinite(one["frozen"]["reference"]).all()
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_reference_that_is_not_finite_is_refused_and_not_kept(tiny, tiny_params, pairs, tmp_path):
     broken = jax.tree.map(np.array, tiny_params)
     broken["final_norm"]["scale"][0] = np.inf
     trainer = JaxTrainer(tiny, broken, base_hash="broken")
-    with pytest.raises(UserError, match="training stopped"):
-        trainer.fit(pairs, Objective("sft"), SETTINGS, tmp_path)
-    saved = json.loads((tmp_path / "not_finite.json").read_text())
-    assert (
-        saved["step"] == 0 and len(saved["ids"]) == 4 and set(saved["ids"]) <= {p.id for p in pairs}
-    )
+    with pytest.raises(UserError, match=r"reference's log-probs of 12 examples are not finite"):
+        trainer.fit(pairs, Objective("dpo"), SETTINGS, tmp_path)
+    assert not (tmp_path / "reference").exists()
 
 
 def test_a_fit_that_changes_nothing_is_an_error(trainer, pairs, tmp_path):
