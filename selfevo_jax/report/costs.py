@@ -1,4 +1,4 @@
-"""What every stage of a run cost, in tokens and seconds, so that methods compare at equal budget."""
+"""What every stage of a run cost, in tokens and seconds, to compare methods at equal budget."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
