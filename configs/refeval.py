@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation.by = "preference"
     config.evaluate.n, config.evaluate.max_new_tokens = 200, 512
     config.learn.lr, config.learn.schedule, config.learn.batch_size = 5e-7, "cosine", 64
+    config.gauges.questions = 16
     config.compute.dtype, config.compute.remat, config.compute.max_length = "bfloat16", "full", 4096
     return config
 
