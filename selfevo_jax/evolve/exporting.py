@@ -43,11 +43,12 @@ def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Pr
 def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> str:
     trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
     if wanted not in trained:
+        reasons = {
+            None: "the run ends with no policy or with several: name one with --policy",
+            "base": "the base model is still the best one",
+        }
         there = ", ".join(sorted(trained)) or "none yet"
-        what = (
-            "the base model is still the best one"
-            if wanted == "base"
-            else (f"{workdir} has no trained policy {wanted or ''}")
+        raise UserError(
+            f"{workdir}: {reasons.get(wanted, f'no policy {wanted}')}; trained: {there}"
         )
-        raise UserError(f"{what}; trained are: {there}")
     return trained[wanted]

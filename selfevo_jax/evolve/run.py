@@ -172,6 +172,7 @@ class Run(ModelStages):
 
     def concluded(self, result: Policy | None) -> None:
         """What the method ends with, where that is one policy: it, or a better one before it."""
+        self.best = result
         if result is not None:
             self._best(self._stands[result.name][0] if result.name in self._stands else result)
 

@@ -78,7 +78,9 @@ def test_a_refused_round_is_rolled_back_and_the_best_is_exported(mini, tmp_path)
     assert not asked & {row["prompt_id"] for row in mini.rows("round_02/evaluate")}
     assert not asked & {row["id"] for row in mini.rows("round_01/prompts")}
     say = Progress(Console(file=io.StringIO()))
-    with pytest.raises(UserError, match="the base model is still the best one; trained are"):
+    with pytest.raises(
+        UserError, match="the base model is still the best one; trained: round_01, round_02"
+    ):
         export(mini.workdir, tmp_path / "out", None, "peft", say)
 
     mini(*ACCEPT, "accept.tolerance=1.0", "accept.lost=1.0")
