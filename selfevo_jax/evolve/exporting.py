@@ -48,7 +48,6 @@ def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> st
             "base": "the base model is still the best one",
         }
         there = ", ".join(sorted(trained)) or "none yet"
-        raise UserError(
-            f"{workdir}: {reasons.get(wanted, f'no policy {wanted}')}; trained: {there}"
-        )
+        why = reasons.get(wanted, f"it has no trained policy {wanted}")
+        raise UserError(f"{workdir}: {why}; trained: {there}")
     return trained[wanted]

@@ -12,7 +12,8 @@ def stage_costs(folder: RunFolder, run: Mapping[str, Any]) -> list[dict[str, Any
     """A row for every stage that has a folder, in the order of the plan.
 
     {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "seconds"}, over
-    all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring` stages look at the test split and decide nothing.
+    all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring`
+    stages look at the test split and decide nothing.
     """
     plan = {step["stage"]: step for step in run.get("plan", [])}
     order = {name: place for place, name in enumerate(plan)}
