@@ -84,8 +84,8 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "n": 4,  # replies to each
                 "max_new_tokens": 64,
                 # The run stops where a gauge is beyond its limit; none: no limit.
-                "least": dict.fromkeys(LEAST, placeholder(float)),
-                "most": dict.fromkeys(MOST, placeholder(float)),
+                "least": {name: placeholder(float) for name in LEAST},
+                "most": {name: placeholder(float) for name in MOST},
             },
             "compute": {
                 "dtype": "float32",  # of activations and weights: float32 | bfloat16
