@@ -32,6 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.acquire.strategies = STRATEGIES
     config.learn.lr, config.learn.warmup, config.learn.epochs = 2e-5, 0.03, 3
     config.lora.rank, config.lora.alpha, config.lora.dropout = 8, 32.0, 0.1
+    config.gauges.questions = 16
     config.compute.dtype, config.compute.remat, config.compute.max_length = "bfloat16", "full", 2048
     return config
 

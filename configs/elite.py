@@ -29,6 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if (arg or "7b") not in SIZES:
         raise ValueError(f"there is no variant {arg!r}; use 3b, 7b, 13b, cpu or tiny")
     config.model, config.critique.n = SIZES[arg or "7b"]
+    config.gauges.questions = 16
     config.compute.dtype = "bfloat16"
     config.compute.remat = "full"
     return config

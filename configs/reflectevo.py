@@ -29,6 +29,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if (arg or "llama3_8b") not in MODELS:
         raise ValueError(f"there is no variant {arg!r}; use {', '.join(MODELS)}, cpu or tiny")
     config.model = MODELS[arg or "llama3_8b"]
+    config.gauges.questions = 16
     return config
 
 

@@ -21,6 +21,9 @@ from ml_collections.config_dict import placeholder
 
 from selfevo_jax.errors import UserError
 
+LEAST = ("entropy", "distinct_2", "tokens")
+MOST = ("kl", "repeated_4", "identical", "tokens", "reward_gap", "logp_gap")
+
 
 def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
     """The settings that all runs have, and a method's `own`, locked against unknown keys.
@@ -75,6 +78,14 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "n": 300,  # held-out prompts, the same for every policy
                 "max_new_tokens": 128,
                 "stop": (),
+            },
+            "gauges": {  # of collapse, after every training; see selfevo_jax.evolve.gauges
+                "questions": 0,  # validation questions that are sampled; 0: none
+                "n": 4,  # replies to each
+                "max_new_tokens": 64,
+                # The run stops where a gauge is beyond its limit; none: no limit.
+                "least": {name: placeholder(float) for name in LEAST},
+                "most": {name: placeholder(float) for name in MOST},
             },
             "compute": {
                 "dtype": "float32",  # of activations and weights: float32 | bfloat16

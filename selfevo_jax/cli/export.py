@@ -20,7 +20,7 @@ def add(verbs) -> None:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--policy", help="such as round_01 (the last one that is trained)")
+    parser.add_argument("--policy", help="such as round_01 (the best one of the run)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="(%(default)s)")
 
 

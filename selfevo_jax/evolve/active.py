@@ -27,6 +27,7 @@ from selfevo_jax.evolve.run import (
     Row,
     Run,
     View,
+    accepting,
     question,
     sampling,
     together,
@@ -46,6 +47,7 @@ def defaults() -> dict[str, Any]:
             "similarity_by": "base",  # whose embeddings the diverse strategies use: base | policy
         },
         "reply": sampling(n=1, temperature=0.0, max_new_tokens=64),  # what uncertainty is read from
+        **accepting(),
     }
 
 
@@ -85,7 +87,7 @@ def bought(run: Run, pool: Records[Prompt], base: Policy, strategy: str, iterati
         fresh = run.map("reveal", chosen.join(pool, key="source_id"), revealed, Example)
         labelled = fresh if labelled is None else together([labelled, fresh])
         start = policy if c.restart == "warm" else base
-        policy = run.train(labelled, start, objective={"loss": "sft"})
+        policy = run.accept(run.train(labelled, start, objective={"loss": "sft"}), policy)
     return policy
 
 

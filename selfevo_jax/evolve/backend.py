@@ -59,6 +59,10 @@ class Backend(Protocol):
         """An engine that samples from `policy`."""
         ...
 
+    def tokenizer(self, policy: Policy) -> Tokenizer | None:
+        """The tokenizer of `policy`; None of a model on a server."""
+        ...
+
     def judge(self, policy: Policy) -> JudgeModel:
         """`policy` as a judge."""
         ...
@@ -236,6 +240,11 @@ class JaxBackend:
         if role is not None and role.remote is not None:
             return self._server(role)
         return self._model(policy).generator(_adapter_of(policy))
+
+    def tokenizer(self, policy: Policy) -> Tokenizer | None:
+        """See `Backend.tokenizer`."""
+        remote = policy.role is not None and policy.role.remote is not None
+        return None if remote else self._model(policy).tokenizer
 
     def judge(self, policy: Policy) -> JudgeModel:
         """See `Backend.judge`; a server tells no probabilities, so its words are read."""

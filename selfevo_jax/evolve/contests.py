@@ -83,13 +83,6 @@ def sample_text(sample: Sample) -> str:
     return sample.text
 
 
-def split(prompts: Sequence[Prompt], held_back: int, keep: bool) -> list[Prompt]:
-    """The questions without the last `held_back` of them, or just these."""
-    if not 0 < held_back < len(prompts):
-        raise UserError(f"validation.questions is {held_back}, of {len(prompts)} prompts")
-    return list(prompts[-held_back:] if keep else prompts[:-held_back])
-
-
 def candidates(samples: Sequence[Sample], finished: bool) -> list[Sample]:
     """Samples with different texts that are not blank; with `finished` none that was cut off."""
     kept: dict[str, Sample] = {}
@@ -209,11 +202,6 @@ def preference_row(comparisons: Sequence[Comparison], name: str) -> list[Row]:
     chances = count_wins(comparisons).chances
     value = sum(chances) / len(chances) if chances else 0.5
     return [Row.make(source_id=name, values={"policy": name, "value": value, "n": len(chances)})]
-
-
-def highest(rows: Sequence[Row]) -> list[Row]:
-    """The candidate policy with the highest value, the first of equals."""
-    return [max(rows, key=lambda row: row.values["value"])]
 
 
 def win_rates(rows: Sequence[tuple[Sample, Sample, Prompt, Comparison]]) -> list[Row]:

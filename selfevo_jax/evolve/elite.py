@@ -54,7 +54,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def elite(run: Run) -> None:
+def elite(run: Run) -> Policy:
     """Rounds of answer, critique, vote, train, evaluate, and new examples."""
     c = run.config
     base = policy = run.base()
@@ -73,7 +73,8 @@ def elite(run: Run) -> None:
         start = policy if c.adapters == "continue" else base
         adapters.append(run.train(learned, start, objective={"loss": "sft"}))
         merged = c.adapters == "ties" and len(adapters) > 1
-        policy = run.merge(adapters, density=c.ties_density) if merged else adapters[-1]
+        new = run.merge(adapters, density=c.ties_density) if merged else adapters[-1]
+        policy = run.accept(new, policy)
         evaluated.append(run.evaluate(policy))
         if c.examples.from_critiques:
             examples = next_examples(run, voted, answers, prompts, policy)
@@ -82,6 +83,7 @@ def elite(run: Run) -> None:
                 lines[name] = BASELINES[name](run, prompts, lines[name])
                 evaluated.append(run.evaluate(lines[name]))
     run.table("table", together(evaluated), accuracy)
+    return policy
 
 
 def criticised(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.evolve.files import write_json
+from selfevo_jax.evolve.meter import Meter
 from selfevo_jax.evolve.plan import Step
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder, Work, run_stage
@@ -40,13 +41,19 @@ class Recipe:
 
 
 class Stages:
-    """The stages of one workdir. `planning` makes every call only note what it would do."""
+    """The stages of one workdir. `planning` makes every call only note what it would do.
+
+    `measuring` are the stages that look at the test split, or at what was made from it. No policy
+    is trained or chosen from these; what they cost is counted apart.
+    """
 
     def __init__(self, workdir: Path, progress: Progress, *, planning: bool = False) -> None:
         self.workdir, self.progress, self.planning = workdir, progress, planning
         self.round = 0
         self.branch = ""
         self.plan: list[Step] = []
+        self.measuring: set[str] = set()
+        self.meter = Meter()
 
     @contextlib.contextmanager
     def within(self, branch: str) -> Iterator[None]:
@@ -64,10 +71,16 @@ class Stages:
         settings: Mapping[str, Any],
         version: str,
         inputs: Mapping[str, str | None],
+        measuring: bool = False,
     ) -> Records[R]:
-        """One stage from records to records: noted when planning, else done if it is not yet."""
+        """One stage from records to records: noted when planning, else done if it is not yet.
+
+        `measuring`: it looks at the test split; whatever reads it then does so as well.
+        """
         total, most = recipe.total, recipe.most
         stage = self._stage(name, settings, version, inputs, recipe.least, recipe.why)
+        if measuring or self.measuring & inputs.keys():
+            self.measuring.add(stage.name)
         amount = f"{total} {recipe.unit}" if most is None else f"at most {most} records"
         folder, state = self._note(stage, recipe.model, recipe.data, amount)
         if self.planning:  # counts as if nothing were there: a plan is the same at every start
@@ -75,7 +88,7 @@ class Stages:
             return records(stage.name, kind, folder, known, total if most is None else most)
         if self._must_run(stage, folder):
             with self.progress.stage(stage.name, total, recipe.unit) as bar:
-                run_stage(folder, stage, recipe.items(), recipe.work(), bar.advance)
+                run_stage(folder, stage, recipe.items(), recipe.work(), bar.advance, self.meter)
         (folder.path / JOURNAL).unlink(missing_ok=True)
         return records(stage.name, kind, folder, folder.content_hash(), folder.count())
 
@@ -96,6 +109,7 @@ class Stages:
         `make(folder, advance)` leaves adapter/ and metrics.jsonl there and returns counts; after
         an interruption it is called again on the same folder.
         """
+        self.assert_unseen(inputs)
         stage = self._stage(name, settings, version, inputs)
         folder, state = self._note(stage, model, data, amount)
         if self.planning:
@@ -109,6 +123,11 @@ class Stages:
             folder.seal(stage, counts, [*made, *metrics])
         _tidy(folder.path)
         return folder.path, folder.content_hash()
+
+    def assert_unseen(self, inputs: Mapping[str, str | None]) -> None:
+        """That nothing here comes from the test split, which decides nothing."""
+        seen = self.measuring & inputs.keys()
+        assert not seen, f"{', '.join(sorted(seen))} comes from the test split"
 
     def _must_run(self, stage: Stage, folder: StageFolder) -> bool:
         """Whether there is something to do; output of another key is moved aside first."""
@@ -127,7 +146,8 @@ class Stages:
         folder = StageFolder(self.workdir / stage.name)
         assert stage.name not in {step.stage for step in self.plan}, f"{stage.name} is named twice"
         state = _planned_state(stage, folder) if self.planning else ""
-        self.plan.append(Step(stage.name, model, data, amount, state))
+        measuring = stage.name in self.measuring
+        self.plan.append(Step(stage.name, model, data, amount, state, measuring))
         return folder, state
 
     def _stage(

@@ -17,15 +17,16 @@ from selfevo_jax.weights.model_files import save_model
 def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Progress) -> Path:
     """Writes a policy of the run as `form` ('merged' or 'peft') to the new folder `out`.
 
-    `policy` None takes the last that was trained. Raises UserError for a folder that is no run, a
-    run without that policy, a damaged adapter, or an `out` that exists.
+    `policy` None takes the run's best: the last that was accepted, chosen or trained. Raises
+    UserError for a folder that is no run, a run without that policy, a damaged adapter, or an
+    `out` that exists.
     """
     if out.exists():
         raise UserError(f"{out} exists already; give another --out")
     if not (workdir / "run.json").is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no run.json")
     run = read_json(workdir / "run.json")
-    adapter = workdir / _adapter(workdir, run["policies"], policy)
+    adapter = workdir / _adapter(workdir, run["policies"], policy or run.get("best"))
     StageFolder(adapter.parent).verify()
     if form == "peft":
         shutil.copytree(adapter, out)
@@ -47,8 +48,12 @@ def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Pr
 
 def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> str:
     trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
-    name = wanted or max(trained, default=None)
-    if name not in trained:
+    if wanted not in trained:
+        reasons = {
+            None: "the run ends with no policy or with several: name one with --policy",
+            "base": "the base model is still the best one",
+        }
         there = ", ".join(sorted(trained)) or "none yet"
-        raise UserError(f"{workdir} has no trained policy {name or ''}; it has: {there}")
-    return trained[name]
+        why = reasons.get(wanted, f"it has no trained policy {wanted}")
+        raise UserError(f"{workdir}: {why}; trained: {there}")
+    return trained[wanted]

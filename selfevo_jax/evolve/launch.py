@@ -140,7 +140,7 @@ def _execute(
 
     run = Run(config, workdir, task, backend, progress, remember=remember)
     remember(run)
-    method(config.method)(run)
+    run.concluded(method(config.method)(run))
     remember(run, finished=True)
     for table in run.tables:
         print_table(progress.console, table.name, table)
@@ -173,10 +173,15 @@ def describe(config: FrozenConfigDict, backend: JaxBackend) -> dict[str, Any]:
 
 
 def lineage(run: Run) -> dict[str, Any]:
-    """The policies so far: hash, adapter folder, parent."""
-    policies = {p.name: p.lineage(run.workdir) for p in run.policies if p.role is None}
+    """The policies so far: hash, adapter folder, parent, whether accepted; and the best one."""
+    policies = {
+        p.name: p.lineage(run.workdir) | {"accepted": run.decided.get(p.name)}
+        for p in run.policies
+        if p.role is None
+    }
     roles = {p.name: p.lineage(run.workdir) for p in run.policies if p.role is not None}
-    return {"policies": policies} | ({"roles": roles} if roles else {})
+    best = run.best.name if run.best else None
+    return {"policies": policies, "best": best} | ({"roles": roles} if roles else {})
 
 
 def versions() -> dict[str, str]:

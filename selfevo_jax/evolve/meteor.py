@@ -1,11 +1,10 @@
 """METEOR: distil with the student's guidelines, iterate with advice, self-train on dear decoding.
 
-After Li et al., 2024 (METEOR: evolutionary journey of large language models). (1) The student
-writes a guideline to each question, a teacher answers along it, the student imitates the answers.
-(2) Part by part, the student answers with reasons, a teacher (or the task's checker) says right or
-gives advice, the student revises; only answers judged right are kept, and every `train_every` of
-them are trained on, by the student as it is by then. (3) The student learns to prefer its costly
-decoding to its cheap one, by token and against a reference, so that length by itself earns nothing.
+After Li et al., 2024 (METEOR). (1) The student writes a guideline to each question, a teacher
+answers along it, the student imitates the answers. (2) Part by part, the student answers with
+reasons, a teacher (or the task's checker) says right or gives advice, the student revises; only
+answers judged right are kept, and every `train_every` of them are trained on. (3) The student
+learns to prefer its costly decoding to its cheap one, by token, so that length earns nothing.
 """
 
 from collections.abc import Iterator
@@ -97,7 +96,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def meteor(run: Run) -> None:
+def meteor(run: Run) -> Policy:
     """Distillation, iteration, self-training, and what each of them gained."""
     c, base = run.config, run.base()
     run.check_choices("distil.by", [c.distil.by], ("gold", "teacher"))
@@ -105,17 +104,18 @@ def meteor(run: Run) -> None:
     evaluated, numbers = [run.evaluate(base)], run.rounds(c.rounds + 2)
     next(numbers)
     prompts = run.prompts()
-    distilled = distillation(run, prompts, base)
+    distilled = run.accept(distillation(run, prompts, base), base)
     evaluated.append(run.evaluate(distilled))
-    iterated = iteration(run, numbers, prompts, distilled)
+    iterated = run.accept(iteration(run, numbers, prompts, distilled), distilled)
     evaluated.append(run.evaluate(iterated))
     next(numbers)
-    self_trained = self_training(run, prompts, iterated)
+    self_trained = run.accept(self_training(run, prompts, iterated), iterated)
     evaluated.append(run.evaluate(self_trained))
     run.table("table", together(evaluated), accuracy)
     if c.criteria.questions:
         stages = dict(base=base, distilled=distilled, iterated=iterated, trained=self_trained)
         compare(run, stages, c.criteria.questions, c.self_train.cheap, base, CRITERIA)
+    return self_trained
 
 
 def distillation(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:

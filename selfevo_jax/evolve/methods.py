@@ -11,13 +11,16 @@ from ml_collections import ConfigDict
 
 from selfevo_jax import config
 from selfevo_jax.evaluate.task import check_choice
-from selfevo_jax.evolve.run import Run
+from selfevo_jax.evolve.run import Policy, Run
 
-METHODS = ("active", "elite", "meteor", "refeval", "reflectevo", "verified")
+METHODS = ("active", "combined", "elite", "meteor", "refeval", "reflectevo", "verified")
 
 
-def method(name: str) -> Callable[[Run], None]:
-    """The method called `name`. Raises UserError with the nearest names."""
+def method(name: str) -> Callable[[Run], Policy | None]:
+    """The method called `name`; what it gives is the policy it ends with, where that is one.
+
+    Raises UserError with the nearest names.
+    """
     return getattr(_module(name), name)
 
 

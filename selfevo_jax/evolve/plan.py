@@ -20,21 +20,23 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Step:
-    """One stage as planned."""
+    """One stage as planned; `measuring`: it looks at the test split, and decides nothing."""
 
     stage: str
     model: str
     data: str
     amount: str
     state: str
+    measuring: bool = False
 
-    def kept(self) -> dict[str, str]:
+    def kept(self) -> dict[str, Any]:
         """What `run.json` holds of it: all but the state, which depends on when one looks."""
         return {
             "stage": self.stage,
             "model": self.model,
             "data": self.data,
             "amount": self.amount,
+            "measuring": self.measuring,
         }
 
 

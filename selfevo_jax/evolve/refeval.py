@@ -4,7 +4,7 @@ After Shi et al., 2026 (arXiv:2602.16802). A reference to each question comes fr
 a file or the gold answers; the policy imitates the references, samples N answers, judges all pairs
 of them in both orders with the reference beside it, and learns by DPO to prefer the best to the
 worst. Several strengths of the pull to the reference policy share all of that; the best on
-questions held back from the training split is kept. Other judges run beside it as baselines.
+validation questions is kept. Other judges run beside it as baselines.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,6 @@ from selfevo_jax.evolve.contests import (
     file_reference,
     found_reference,
     gold_reference,
-    highest,
     judged_scores,
     matches,
     preference_row,
@@ -31,7 +30,6 @@ from selfevo_jax.evolve.contests import (
     rouge_scores,
     sample_text,
     scoring_row,
-    split,
     win_rates,
 )
 from selfevo_jax.evolve.guiding import last_question
@@ -44,6 +42,8 @@ from selfevo_jax.evolve.run import (
     Row,
     Run,
     Sample,
+    View,
+    banding,
     question,
     role_defaults,
     rounds,
@@ -65,6 +65,7 @@ def defaults() -> dict[str, Any]:
     """This method's own settings."""
     return {
         **rounds(),
+        **banding(),
         "references": {
             "by": "gold",  # gold | teacher | file
             "file": "",  # {question, reference}
@@ -84,7 +85,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def refeval(run: Run) -> None:
+def refeval(run: Run) -> Policy:
     """References, imitation, and for every judge: scores, pairs, DPO at every beta, the best."""
     c, base = run.config, run.base()
     run.check_choices("judges", c.judges, JUDGES)
@@ -93,11 +94,8 @@ def refeval(run: Run) -> None:
     evaluated, policies = [run.evaluate(base)], dict.fromkeys(c.judges, base)
     scorings, finals = [], {}
     for number in run.rounds():
-        every = run.prompts()
-        back = partial(split, held_back=c.validation.questions)
-        prompts = run.gather("train_prompts", every, partial(back, keep=False), Prompt)
-        validation = run.gather("validation", every, partial(back, keep=True), Prompt)
-        references = referred(run, every, base)
+        prompts = run.prompts()
+        references = referred(run, prompts, base)
         if number == 1 and c.sft.use:
             rows = prompts.join(references, key="id")
             learned = run.map("learn", rows, reference_lesson, Example)
@@ -106,17 +104,17 @@ def refeval(run: Run) -> None:
             finals, policies = {"sft": start}, dict.fromkeys(c.judges, start)
         for judge in c.judges:
             with run.within(judge):
-                scores, samples = scored(run, judge, policies[judge], prompts, references)
+                drawn = run.ask("sample", prompts, policies[judge], question, c.sample)
+                samples = run.band(drawn, prompts)
+                scores = scored(run, judge, policies[judge], samples, prompts, references)
                 name = partial(scoring_row, name=f"{judge} {number}")
                 scorings.append(run.gather("scoring", scores, name, Row))
-                widest = partial(best_against_worst, least_gap=c.pair.least_gap)
-                rows = samples.join(prompts)
-                pairs = run.gather("pair", rows, widest, Pair, given=scores, why=NOTHING)
-                policies[judge] = best_beta(run, pairs, policies[judge], validation)
+                policies[judge] = improved(run, policies[judge], samples.join(prompts), scores)
                 evaluated.append(run.evaluate(policies[judge]))
     run.table("scorings", together(scorings), as_they_are)
     run.table("table", together(evaluated), accuracy)
     arena(run, base, finals | policies)
+    return policies[c.judges[0]]
 
 
 def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
@@ -132,41 +130,50 @@ def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
 
 
 def scored(
-    run: Run, judge: str, policy: Policy, prompts: Records[Prompt], references: Records[Row]
-) -> tuple[Records[Row], Records[Sample]]:
+    run: Run,
+    judge: str,
+    policy: Policy,
+    samples: Records[Sample],
+    prompts: Records[Prompt],
+    references: Records[Row],
+) -> Records[Row]:
     """Scores of the policy's answers, by the policy itself or by their likeness to references."""
     c = run.config
-    samples = run.ask("sample", prompts, policy, question, c.sample)
     rows = samples.groups().join(prompts).join(references, key="prompt_id")
     if judge == "rouge":
-        marks = partial(rouge_scores, finished=c.pair.finished)
-        return run.map("score", rows, marks, Row), samples
+        return run.map("score", rows, partial(rouge_scores, finished=c.pair.finished), Row)
     if judge == "embedding":
         encoder, asked = run.role("encoder", policy), prompts.join(references, key="id")
         wanted = run.embed("embed_references", asked, encoder, reference_text)
         placed = samples.join(run.embed("embed", samples, encoder, sample_text)).groups()
         rows = placed.join(prompts).join(wanted, key="prompt_id")
-        marks = partial(embedding_scores, finished=c.pair.finished)
-        return run.map("score", rows, marks, Row), samples
+        return run.map("score", rows, partial(embedding_scores, finished=c.pair.finished), Row)
     met = partial(matches, finished=c.pair.finished, comparisons=c.comparisons, seed=c.seed)
     most = c.sample.n * (c.sample.n - 1) // 2
     contests = run.map("contests", rows, met, Row, most=most, why=NOTHING)
     own, protocol = run.role("judge", policy), c.protocol or judge
     said = run.judge("judge", contests, own, contest_of, protocol=protocol)
     compared = contests.join(said, key="id").groups("source_id")
-    return run.map("score", compared, judged_scores, Row), samples
+    return run.map("score", compared, judged_scores, Row)
 
 
-def best_beta(run: Run, pairs: Records[Pair], start: Policy, validation: Records[Prompt]) -> Policy:
-    """The best, on questions held back, of a DPO at every beta from the same start and pairs."""
+def improved(run: Run, policy: Policy, rows: View, scores: Records[Row]) -> Policy:
+    """The policy after preferring its best answers to its worst; rows are (answer, prompt)."""
+    widest = partial(best_against_worst, least_gap=run.config.pair.least_gap)
+    pairs = run.gather("pair", rows, widest, Pair, given=scores, why=NOTHING)
+    return run.accept(best_beta(run, pairs, policy), policy)
+
+
+def best_beta(run: Run, pairs: Records[Pair], start: Policy) -> Policy:
+    """The best, on validation questions, of a DPO at every beta from the same start and pairs."""
     c = run.config
+    validation = run.validation(c.validation.questions)
     first = run.ask("first", validation, start, question, c.greedy)
-    trained: dict[str, Policy] = {}
-    values: list[Records[Row]] = []
+    trained, values = list[Policy](), list[View]()
     for beta in c.betas:
         with run.within(f"beta_{beta}"):
             policy = run.train(pairs, start, objective={"beta": beta})
-            trained[policy.name] = policy
+            trained.append(policy)
             answers = run.ask("answer", first.join(validation), policy, last_question, c.greedy)
             if c.validation.by == "accuracy":
                 found, value = run.check(answers, validation), accuracy_row
@@ -176,14 +183,7 @@ def best_beta(run: Run, pairs: Records[Pair], start: Policy, validation: Records
                 found = run.judge("prefer", rows, judge, duel, protocol=protocol)
                 value = preference_row
             values.append(run.gather("value", found, partial(value, name=policy.name), Row))
-    return kept(trained, run.gather("best", together(values), highest, Row))
-
-
-def kept(trained: Mapping[str, Policy], best: Records[Row]) -> Policy:
-    """The policy that `best` names; one that is not known yet while that is only planned."""
-    if best.hash is None:
-        return Policy("best", None)
-    return trained[next(iter(best)).source_id]
+    return run.choose(trained, together(values), name="best")
 
 
 def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:

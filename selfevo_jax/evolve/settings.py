@@ -30,7 +30,28 @@ def prompt_file(name: str) -> PromptFile:
 
 def rounds(n: int = 256) -> dict[str, Any]:
     """The settings of a method that goes in rounds, each with `n` prompts that no other has."""
-    return {"rounds": 1, "prompts": {"n": n}}
+    return {"rounds": 1, "prompts": {"n": n}, **accepting()}
+
+
+def accepting() -> dict[str, Any]:
+    """The settings of `Run.accept`."""
+    return {
+        "accept": {
+            "questions": 0,  # validation questions that decide; 0: every new policy is accepted
+            "tolerance": 0.0,  # how far the share of right answers may fall below the best one's
+            "lost": 0.1,  # share of the best one's solved questions that may be lost
+        }
+    }
+
+
+def banding() -> dict[str, Any]:
+    """The settings of `Run.band`, for a method that draws several samples of a prompt."""
+    return {
+        "difficulty": {
+            "between": (),  # (low, high): only prompts whose share of right samples lies inside
+            "repeat": False,  # the same prompts in every round, without those that were solved
+        }
+    }
 
 
 def question(prompt: Prompt) -> Messages:

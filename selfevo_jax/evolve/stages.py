@@ -26,6 +26,7 @@ from selfevo_jax.evolve.files import (
     write_json,
 )
 from selfevo_jax.evolve.journal import Entry, Journal, compact_json, journal_key
+from selfevo_jax.evolve.meter import Meter
 from selfevo_jax.records import Record, canonical_json
 
 RECORDS = "records.jsonl"
@@ -185,6 +186,7 @@ def run_stage(
     items: Iterable[tuple[str, Any]],
     work: Work,
     advance: Callable[[int], None],
+    meter: Meter | None = None,
 ) -> None:
     """Does what is still owed of a stage whose status is 'new' or 'part', and seals it.
 
@@ -192,11 +194,12 @@ def run_stage(
       items: (id, value) in input order; read again from its start after an interruption.
       work: see `Work`; it sees only the items that are not in the journal.
       advance: told how many inputs have just finished (first those found in the journal).
+      meter: counts the tokens of the models that the work asks.
 
     Raises: UserError when fewer than `stage.least` records came out, or on a full disk.
     """
     journal = Journal(folder.path / JOURNAL, stage.key)
-    clock = StageClock(folder.path / TIMINGS)
+    clock = StageClock(folder.path / TIMINGS, meter or Meter())
     advance(len(journal.done))
     try:
         for item, records in work(_owed(items, journal)):
@@ -248,11 +251,11 @@ def read_records(folder: StageFolder, kind: type[Record]) -> Iterator[Record]:
 
 
 class StageClock:
-    """Appends seconds of work to `timings.jsonl`: every ten seconds and when the work stops."""
+    """Appends seconds and tokens of work to `timings.jsonl`: every ten seconds and at its end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, meter: Meter) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.meter = path, meter
         self.since = time.monotonic()
         self.inputs = 0
 
@@ -263,9 +266,10 @@ class StageClock:
             self.stop()
 
     def stop(self) -> None:
-        """Writes the seconds since the last line, and starts a new one."""
+        """Writes what was spent since the last line, and starts a new one."""
         now = time.monotonic()
         line = {"seconds": round(now - self.since, 3), "inputs": self.inputs}
+        line |= self.meter.take()
         safe = "The records finished so far are safe."
         with disk_full_is_a_message(safe), open(self.path, "a") as stream:
             stream.write(json.dumps(line) + "\n")

@@ -14,11 +14,18 @@ from selfevo_jax.evolve.stages import Item, Work
 from selfevo_jax.judge import checkers
 from selfevo_jax.judge.pairwise import Contest, PairwiseJudge
 from selfevo_jax.records import Answer, Prompt, Record, Row, Sample, Vector, Verdict, content_id
-from selfevo_jax.sample.protocol import Completion, Generator, Request, SamplingParams
+from selfevo_jax.sample.protocol import (
+    Completion,
+    Generator,
+    Request,
+    SamplingParams,
+    ScoreRequest,
+)
 
 # Raised by hand when a change of the sampler changes the text it gives for the same seed.
 SAMPLER_VERSION = "1"
 EMBEDDER_VERSION = "1"
+SCORER_VERSION = "1"
 LOGP_DIGITS = 4  # kept of a log-probability; the rest differs with how requests were batched
 VECTOR_DIGITS = 4
 
@@ -180,6 +187,28 @@ def judged(judge: PairwiseJudge, contest: Callable[[Any], Contest]) -> Work:
 
         for comparison in judge.compare(contests()):
             yield waiting.pop(comparison.item_id), [comparison]
+
+    return work
+
+
+def scored(generator: Generator) -> Work:
+    """(reply, prompt) -> Row of the reply's summed log-probability and its tokens."""
+
+    def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
+        waiting: dict[str, Item] = {}
+
+        def requests() -> Iterator[ScoreRequest]:
+            for item in items:
+                sample, prompt = item.value
+                waiting[item.id] = item
+                whole = sample.finish == "stop" or not sample.text
+                yield ScoreRequest(item.id, prompt.messages, sample.text, end=whole)
+
+        for score in generator.score(requests()):
+            item = waiting.pop(score.id)
+            logp = round(sum(map(float, score.logps)), LOGP_DIGITS)
+            values = {"logp": logp, "tokens": len(score.tokens)}
+            yield item, [Row.make(source_id=first(item.value).id, values=values)]
 
     return work
 

@@ -26,6 +26,7 @@ MAX_TEXT = 8_000  # characters of one text; the rest is named
 MAX_POINTS = 400  # of a curve in one round
 BINS = 24
 SCRIPTS = ("base.js", "charts.js", "browser.js", "page.js")
+SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 
@@ -75,7 +76,7 @@ def page_data(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         "name": str(run.get("name") or folder.path.resolve().name),
         "about": _about(config, run),
         "headline": wanted if wanted in tasks else (tasks[0] if tasks else ""),
-        "summary": {key: summary[key] for key in ("rounds", "gains", "totals")},
+        "summary": {key: summary[key] for key in SHOWN},
         "curves": curves,
         "curves_note": note,
         "lengths": _lengths(folder),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.evaluate.stats import mean_interval, paired_difference, wilson_interval
+from selfevo_jax.report.costs import stage_costs, total_cost
 from selfevo_jax.report.folder import RunFolder
 
 Row = Mapping[str, Any]
@@ -23,15 +24,22 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
     `rounds[i].tasks[task]`: n, score (share correct), low and high (95 %, Wilson), mean_score,
     parsed (share of replies with an answer in them), tokens (mean length). `gains[task][i]`: the
     gain over round 0 on the items that both rounds answered, its paired 95 % interval, exact
-    McNemar p, and how many answers were fixed and broken. Raises UserError for a damaged file.
+    McNemar p, and how many answers were fixed and broken. `stages` and `cost`: see `costs`.
+    `gauges` and `accepted`: one row for every trained policy that was gauged or decided on.
+    Raises UserError for a damaged file.
     """
     folder = RunFolder(workdir)
     run = folder.document("run.json")
     answers = {number: _answers(folder, number) for number in folder.rounds()}
     rounds = [_round(folder, number, answers[number]) for number in folder.rounds()]
+    stages = stage_costs(folder, run)
     return {
         "config": folder.document("config.json"),
         "run": run,
+        "stages": stages,
+        "cost": total_cost(stages),
+        "gauges": _concluded(folder, "gauge"),
+        "accepted": _concluded(folder, "accept"),
         "rounds": rounds,
         "gains": _gains(answers),
         "totals": _totals(rounds),
@@ -54,6 +62,17 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(part, path)
+
+
+def _concluded(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    """The values that the stages called `kind`, in whatever branch, have come to."""
+    return [
+        row["values"]
+        for number in folder.rounds()
+        for stage in folder.stages(number)
+        if stage.rpartition(".")[2] == kind
+        for row in folder.rows(number, stage, needs=("values",))
+    ]
 
 
 def _answers(folder: RunFolder, number: int) -> dict[str, dict[str, Row]]:

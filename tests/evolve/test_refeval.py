@@ -119,8 +119,8 @@ def test_likeness_judges_score_without_comparing(run):
 
 
 def test_the_grid_shares_all_and_the_best_on_validation_is_evaluated(run):
-    """The test split decides nothing: validation is a part of the training split."""
-    names = "train_prompts", "validation"
+    """The test split decides nothing: validation questions are neither trained on nor reported."""
+    names = "prompts", "refeval.validation"
     training, validation = ({row["id"] for row in run.rows(f"round_01/{n}")} for n in names)
     held_out = {row["id"] for row in run.rows("round_01/held_out")}
     assert not training & validation and not (training | validation) & held_out

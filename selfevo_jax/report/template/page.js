@@ -71,6 +71,20 @@ function training() {
     make("div", {class: "panels"}, figures), table(heads, rows, "Training by round"));
 }
 
+function gauges() {
+  const rows = SUMMARY.gauges, decided = SUMMARY.accepted;
+  if (!rows.length && !decided.length) return;
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((name) => name !== "policy");
+  section("gauges", "Gauges and decisions", make("p", {class: "note"},
+    "Gauges come from replies at temperature 1 to the same validation questions; entropy and kl are nats by token, kl is to the model of " +
+    "round 0. A policy is accepted when it keeps what the best one before it could do on validation questions."),
+  rows.length ? table([{name: "Policy"}, ...names.map((name) => ({name, number: true}))],
+    rows.map((row) => [row.policy, ...names.map((name) => name in row ? brief(row[name]) : "")]), "Gauges by policy") : null,
+  decided.length ? table([{name: "Policy"}, {name: "Accepted"}, ...["Right", "Best before", "Gained", "Lost"].map((name) => ({name, number: true}))],
+    decided.map((row) => [row.policy, row.accepted ? "yes" : "no: " + row.why, percent(row.score), percent(row.best_score),
+      whole(row.gained), whole(row.lost)]), "Decisions by policy") : null);
+}
+
 function lengths() {
   const {edges, rounds} = DATA.lengths;
   if (!rounds.length) return;

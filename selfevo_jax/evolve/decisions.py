@@ -1,0 +1,73 @@
+"""What decides how a run goes on: is a round accepted, which policy is kept, what is asked again.
+
+Pure functions of records that come from the training and validation splits; a run refuses to
+decide anything by the test split.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selfevo_jax.records import Answer, Prompt, Row, Sample, Verdict
+
+
+def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: float) -> list[Row]:
+    """Whether a policy may follow the best one: a Row named after it.
+
+    answers: those of the best policy so far, then the candidate's to the same questions. The
+    candidate is refused when its share of right answers lies more than `tolerance` below, or when
+    it gets more than `lost_share` of what the best had right wrong.
+    """
+    by_policy: dict[str, dict[str, bool]] = {}
+    for answer in answers:
+        by_policy.setdefault(answer.policy, {})[answer.prompt_id] = answer.correct
+    (best, before), (candidate, after) = by_policy.items()
+    solved = [name for name, right in before.items() if right]
+    lost = sum(not after[name] for name in solved)
+    score, best_score = (sum(right.values()) / len(right) for right in (after, before))
+    why = ""
+    if score < best_score - tolerance:
+        why = f"right answers fell from {best_score:.3f} to {score:.3f} of {len(after)}"
+    elif lost > lost_share * len(solved):
+        why = f"{lost} of {len(solved)} questions that were solved are no longer"
+    values: dict[str, Any] = {
+        "policy": candidate,
+        "accepted": not why,
+        "why": why,
+        "n": len(after),
+        "score": score,
+        "best": best,
+        "best_score": best_score,
+        "gained": sum(right and not before[name] for name, right in after.items()),
+        "lost": lost,
+    }
+    return [Row.make(source_id=candidate, values=values)]
+
+
+def highest(rows: Sequence[Row]) -> list[Row]:
+    """The row with the highest `value`, the first of equals."""
+    return [max(rows, key=lambda row: row.values["value"])]
+
+
+Judged = Sequence[tuple[Sample, Verdict]]
+
+
+def pass_rate(judged: Judged) -> list[Row]:
+    """The share of right answers among a question's samples."""
+    rate = sum(verdict.correct for _, verdict in judged) / len(judged)
+    return [Row.make(source_id=judged[0][0].prompt_id, values={"rate": rate, "n": len(judged)})]
+
+
+def of_middling_difficulty(judged: Judged, low: float, high: float) -> list[Sample]:
+    """A question's samples where low < share of right answers < high, else nothing."""
+    rate = pass_rate(judged)[0].values["rate"]
+    return [sample for sample, _ in judged] if low < rate < high else []
+
+
+def solved(row: Row) -> bool:
+    """Whether all samples of a question were right."""
+    return row.values["rate"] == 1.0
+
+
+def itself(prompt: Prompt) -> list[Prompt]:
+    """The question as it is."""
+    return [prompt]

@@ -1,0 +1,52 @@
+"""What every stage of a run cost, in tokens and seconds, to compare methods at equal budget."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfevo_jax.report.folder import RunFolder
+
+TOKENS = ("generated_tokens", "read_tokens", "trained_tokens")
+
+
+def stage_costs(folder: RunFolder, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for every stage that has a folder, in the order of the plan.
+
+    {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "seconds"}, over
+    all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring`
+    stages look at the test split and decide nothing.
+    """
+    plan = {step["stage"]: step for step in run.get("plan", [])}
+    order = {name: place for place, name in enumerate(plan)}
+    found = [
+        _stage(folder, number, name, plan)
+        for number in folder.rounds()
+        for name in folder.stages(number)
+    ]
+    return sorted(found, key=lambda row: order.get(row["stage"], len(order)))
+
+
+def _stage(
+    folder: RunFolder, number: int, name: str, plan: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    label = f"round_{number:02d}/{name}"
+    lines = list(folder.rows(number, name, "timings"))
+    steps = folder.rows(number, name, "metrics")
+    return {
+        "stage": label,
+        "measuring": bool(plan.get(label, {}).get("measuring")),
+        "generated_tokens": sum(int(line.get("generated_tokens", 0)) for line in lines),
+        "read_tokens": sum(int(line.get("read_tokens", 0)) for line in lines),
+        "trained_tokens": sum(int(step.get("tokens", 0)) for step in steps),
+        "seconds": round(sum(float(line.get("seconds", 0.0)) for line in lines), 3),
+    }
+
+
+def total_cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the method cost by itself, and under `measuring` what looking at the test split did."""
+    measuring = [row for row in stages if row["measuring"]]
+    return _sums([row for row in stages if not row["measuring"]]) | {"measuring": _sums(measuring)}
+
+
+def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tokens = {name: sum(row[name] for row in rows) for name in TOKENS}
+    return tokens | {"seconds": round(sum(row["seconds"] for row in rows), 3)}

@@ -1,0 +1,81 @@
+"""Gauges of collapse: by hand on small texts, and in a run that they stop."""
+
+import math
+
+import pytest
+
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve import gauges
+from selfevo_jax.records import Row, Sample
+from selfevo_jax.report.summary import summarise
+
+
+def drawn(question: str, text: str, logps: tuple[float, ...], seed: int = 0) -> Sample:
+    return Sample.make(
+        prompt_id=question, parent_id=question, text=text, tokens=tuple(range(len(logps))),
+        logps=logps, finish="stop", seed=seed, policy="p",
+    )  # fmt: skip
+
+
+def scored(sample: Sample, own: float, base: float) -> tuple[Sample, Row, Row]:
+    rows = [
+        Row.make(source_id=sample.id, values={"logp": logp, "tokens": len(sample.tokens)})
+        for logp in (own, base)
+    ]
+    return sample, *rows
+
+
+def test_every_gauge_by_hand():
+    rows = [
+        scored(drawn("a", "to be or not", (-1.0, -2.0)), -3.0, -5.0),
+        scored(drawn("a", "to be or not", (-1.0, -2.0), seed=1), -3.0, -5.0),
+        scored(drawn("b", "to be to be to be", (-3.0, -1.0, -2.0)), -6.0, -5.0),
+    ]
+    steps = [
+        {"margin": 9.0, "logps_chosen": 0.0, "logps_rejected": 0.0},
+        *[{"margin": 0.5, "logps_chosen": -4.0, "logps_rejected": -7.0}] * 9,
+        {"margin": 1.5, "logps_chosen": -4.0, "logps_rejected": -5.0},
+    ]
+    (row,) = gauges.gauge_row(rows, steps, "round_01")
+    assert row.source_id == "round_01"
+    # 3 + 3 + 5 pairs of words, of which (to be), (be or), (or not), (be to) differ; the last reply
+    # has three runs of four words, of which the third is the first again.
+    assert row.values == {
+        "policy": "round_01", "n": 3, "entropy": round(12 / 7, 5), "kl": round(3 / 7, 5),
+        "distinct_2": round(4 / 11, 5), "repeated_4": round(1 / 5, 5),
+        "identical": round(2 / 3, 5), "tokens": round(7 / 3, 5), "reward_gap": 1.5, "logp_gap": 1.0,
+    }  # fmt: skip
+
+
+def test_empty_replies_are_gauged_too():
+    (row,) = gauges.gauge_row([scored(drawn("a", "", (-0.5,)), -0.5, -0.5)], [], "p")
+    assert (row.values["distinct_2"], row.values["repeated_4"], row.values["kl"]) == (1, 0, 0)
+    assert "reward_gap" not in row.values
+
+
+def test_limits_name_the_gauge_and_the_setting():
+    row = Row.make(source_id="p", values={"policy": "p", "kl": 3.0, "entropy": 0.2})
+    gauges.refuse_collapse(row, {"entropy": 0.2, "tokens": 9.0}, {"kl": 3.0, "logp_gap": None})
+    with pytest.raises(UserError, match=r"p has collapsed: entropy is 0\.2, below least\.entropy"):
+        gauges.refuse_collapse(row, {"entropy": 0.3}, {})
+    with pytest.raises(UserError, match=r"kl is 3, above most\.kl=2"):
+        gauges.refuse_collapse(row, {"entropy": None}, {"kl": 2.0})
+
+
+def test_a_run_stops_at_a_limit_and_keeps_the_gauge(mini):
+    gauged = ("gauges.questions=2", "gauges.n=2", "gauges.max_new_tokens=8", "evaluate.n=2")
+    with pytest.raises(UserError, match=r"round_01 has collapsed: entropy is .* least\.entropy=50"):
+        mini(*gauged, "gauges.least.entropy=50.0")
+    (row,) = summarise(mini.workdir)["gauges"]
+    assert row["policy"] == "round_01" and row["n"] == 4
+    samples = {row["id"]: row for row in mini.rows("round_01/train.gauge_sample")}
+    drawn_logps = [logp for sample in samples.values() for logp in sample["logps"]]
+    assert row["entropy"] == pytest.approx(-sum(drawn_logps) / len(drawn_logps), abs=1e-4)
+    assert 0 < row["entropy"] < math.log(400)
+    # Read back, a reply is as likely as it was when it was drawn, where its text has its tokens.
+    own = {r["source_id"]: r["values"] for r in mini.rows("round_01/train.gauge_own")}
+    whole = [s for s in samples.values() if own[s["id"]]["tokens"] == len(s["tokens"])]
+    for sample in whole:
+        assert own[sample["id"]]["logp"] == pytest.approx(sum(sample["logps"]), abs=1e-2)
+    said = mini(*gauged, "gauges.least.entropy=0.0", "gauges.most.kl=1000.0")
+    assert "round_01/train: finished before" in said and "round_01/evaluate: 2/2" in said
