@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from selfevo_jax.cli import (
+    compare,
     compile,
     data,
     env,
@@ -21,7 +22,7 @@ from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 
 COMMANDS = (
-    run, sample, serve, judge, evaluate, report, data, import_, export, compile, env,
+    run, sample, serve, judge, evaluate, report, compare, data, import_, export, compile, env,
 )  # fmt: skip
 MISTAKE, INTERRUPTED = 2, 130
 
