@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.cli.common import nothing_left, verb
+from selfevo_jax.cli.common import WIDE, nothing_left, verb
 
 
 def add(verbs) -> None:
@@ -33,7 +34,8 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.report.compare_page import page
 
     comparison = compare(arguments.runs)
-    _print(Console(highlight=False, soft_wrap=True), comparison)
+    width = None if sys.stdout.isatty() else WIDE
+    _print(Console(highlight=False, soft_wrap=True, width=width), comparison)
     if arguments.out:
         write_json(arguments.out, _plain(comparison))
     if arguments.plot:
@@ -42,22 +44,17 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _print(console, comparison) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    from selfevo_jax.report.compare_page import points
+    from selfevo_jax.report.compare_page import HEADS, cells, points
 
     console.print(
         f"at equal budget: {comparison.budget:,} tokens generated and trained on; intervals 95 %"
     )
-    names = ("run", "policy", "tokens", "n", "before", "after", "interval", "gain", "interval")
-    table = Table(*names, box=None)
-    for s in comparison.standings:
-        table.add_row(
-            s.line.label, s.at.policy, f"{s.at.tokens:,}", str(len(s.at.correct)),
-            f"{s.gain.before:.1%}", f"{s.at.accuracy:.1%}",
-            f"{s.interval.low:.1%} to {s.interval.high:.1%}", points(s.gain.gain),
-            f"{points(s.gain.low)} to {points(s.gain.high)}",
-        )  # fmt: skip
+    table = Table("run", *HEADS, box=None)
+    for standing in comparison.standings:
+        table.add_row(escape(standing.line.label), *map(escape, cells(standing)))
     console.print(table)
     for c in comparison.contests:
         d = c.difference
@@ -80,7 +77,7 @@ def _plain(comparison) -> dict[str, Any]:
             "run": s.line.run, "line": s.line.name, "method": s.line.method, "task": s.line.task,
             "policy": s.at.policy, "tokens": s.at.tokens, "n": len(s.at.correct),
             "accuracy": s.at.accuracy, **dataclasses.asdict(s.interval),
-            "gain": dataclasses.asdict(s.gain),
+            "gain": dataclasses.asdict(s.gain) if s.gain else None,
             "curve": [
                 {"policy": p.policy, "tokens": p.tokens, "accuracy": p.accuracy}
                 for p in s.line.points

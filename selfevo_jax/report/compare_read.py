@@ -50,24 +50,24 @@ class Line:
         return f"{self.run}: {self.name}" if self.name else self.run
 
 
-def read_lines(workdir: Path) -> list[Line]:
-    """The lines of a run that hold a trained policy.
+def read_lines(workdir: Path, name: str = "") -> list[Line]:
+    """The lines of a run, called `name`, that hold a trained policy; else one with the untrained.
 
     Raises UserError for a folder without a summary, and for a run in which nothing was tested.
     """
     run = _Run(workdir)
     start: Point | None = None
     trained: dict[str, list[Point]] = {}
-    for name, point in run.points():
+    for line, point in run.points():
         if point.tokens:
-            trained.setdefault(name, []).append(point)
+            trained.setdefault(line, []).append(point)
         start = start or (None if point.tokens else point)
     if start is None:
         raise UserError(f"{workdir}: no untrained policy was tested; nothing can be compared")
     about = str(run.about.get("method", "")), str(run.about.get("task", ""))
     return [
-        Line(str(workdir), name, *about, (start, *sorted(points, key=lambda p: p.tokens)))
-        for name, points in (trained or {"": []}).items()
+        Line(name or str(workdir), line, *about, (start, *sorted(points, key=lambda p: p.tokens)))
+        for line, points in (trained or {"": []}).items()
     ]
 
 
