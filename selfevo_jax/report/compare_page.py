@@ -18,7 +18,9 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 420, 60, 24, 24, 46
 # Okabe and Ito's colours, which most eyes tell apart; with more lines, dashes do.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
-HEADS = ("policy", "tokens", "n", "before", "after", "interval", "gain, points", "interval")
+HEADS = (
+    "method", "policy", "tokens", "n", "before", "after", "interval", "gain, points", "interval",
+)  # fmt: skip
 OWN_STYLE = """
 svg .axis { stroke: var(--line); }
 svg .budget { stroke: var(--soft); stroke-dasharray: 3 5; }
@@ -84,8 +86,8 @@ def cells(standing: Standing) -> tuple[str, ...]:
     """What the table says of a line, under HEADS."""
     gain, interval = standing.gain, standing.interval
     return (
-        standing.at.policy, f"{standing.at.tokens:,}", str(len(standing.at.correct)),
-        f"{standing.line.points[0].accuracy:.1%}", f"{standing.at.accuracy:.1%}",
+        standing.line.method, standing.at.policy, f"{standing.at.tokens:,}",
+        str(len(standing.at.correct)), f"{standing.line.points[0].accuracy:.1%}", f"{standing.at.accuracy:.1%}",
         f"{interval.low:.1%} to {interval.high:.1%}", points(gain.gain) if gain else "-",
         f"{points(gain.low)} to {points(gain.high)}" if gain else "-",
     )  # fmt: skip

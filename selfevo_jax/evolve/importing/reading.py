@@ -115,8 +115,8 @@ def _read(form: str, place: str, value: Any, question: Prompt | None) -> tuple[s
     """(shape, records) of one row; `question` is the prompt that an aligned row belongs to."""
     if question is not None:
         return "aligned with --prompts", list(refeval.aligned(value, question, place))
-    aligned = isinstance(value, list) or (isinstance(value, dict) and {"text"} <= value.keys())
-    if form == "refeval" and aligned:
+    nameless = isinstance(value, list) or (isinstance(value, dict) and "text" in value)
+    if form == "refeval" and nameless:
         raise UserError(f"{place}: samples and references name no prompt; give --prompts FILE")
     if not isinstance(value, dict):
         raise UserError(f"{place}: a {type(value).__name__} where an object must be")
