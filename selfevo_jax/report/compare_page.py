@@ -87,7 +87,8 @@ def cells(standing: Standing) -> tuple[str, ...]:
     gain, interval = standing.gain, standing.interval
     return (
         standing.line.method, standing.at.policy, f"{standing.at.tokens:,}",
-        str(len(standing.at.correct)), f"{standing.line.points[0].accuracy:.1%}", f"{standing.at.accuracy:.1%}",
+        str(len(standing.at.correct)), f"{standing.line.points[0].accuracy:.1%}",
+        f"{standing.at.accuracy:.1%}",
         f"{interval.low:.1%} to {interval.high:.1%}", points(gain.gain) if gain else "-",
         f"{points(gain.low)} to {points(gain.high)}" if gain else "-",
     )  # fmt: skip

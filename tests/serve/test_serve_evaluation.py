@@ -67,4 +67,4 @@ def test_an_adapter_is_another_model(server, data, tmp_path):
 def test_a_model_that_is_not_served_is_said(server, data, tmp_path, capsys):
     command = ["eval", f"--model={server.url}/v1#nobody", f"--data={data}", "--tasks=boolq"]
     assert cli.main([*command, f"--out={tmp_path / 'out'}"]) == 2
-    assert "nobody" in capsys.readouterr().err
+    assert "no such model; see /v1/models" in capsys.readouterr().err
