@@ -14,7 +14,10 @@ from selfevo_jax import cli
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny"
-VERBS = ["run", "sample", "eval", "report", "data", "data show", "data check", "export", "env"]
+VERBS = [
+    "run", "sample", "eval", "report", "compare", "data", "data show", "data check", "import",
+    "export", "env",
+]  # fmt: skip
 FEW = ["--config.rounds=1", "--config.prompts.n=24", "--config.evaluate.n=4"]
 
 

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 
 from selfevo_jax.cli import (
+    compare,
     compile,
     data,
     env,
     evaluate,
     export,
+    import_,
     judge,
     merge,
     report,
@@ -20,7 +22,10 @@ from selfevo_jax.cli import (
 from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 
-COMMANDS = (run, sample, serve, judge, evaluate, report, data, export, merge, compile, env)
+COMMANDS = (
+    run, sample, serve, judge, evaluate, report, compare,
+    data, import_, export, merge, compile, env,
+)  # fmt: skip
 MISTAKE, INTERRUPTED = 2, 130
 
 

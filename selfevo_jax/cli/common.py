@@ -7,6 +7,7 @@ from typing import Any
 
 from selfevo_jax.errors import UserError
 
+WIDE = 150  # columns of a table where the output is no terminal
 Act = Callable[[argparse.Namespace, Sequence[str]], int]
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfevo_jax.evaluate.results import TaskResult
+from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.evaluate.stats import Difference
 from selfevo_jax.evolve.evaluation import Evaluation, Prepared
 from selfevo_jax.evolve.progress import Progress
@@ -45,6 +46,27 @@ def print_first(console: Console, result: TaskResult) -> None:
             f"parsed ({name}): {reading['parsed'][0]!r}; right: {first.target[-80:]!r}; {scores}",
             markup=False,
         )
+
+
+def print_item(console: Console, outcome: Outcome, other: Outcome | None) -> None:
+    """One question with its replies, what was read in them, and what another model replied."""
+    console.print(f"--- {outcome.task} {outcome.place}, right: {outcome.target!r}", markup=False)
+    prompt = escape_controls(outcome.prompt)
+    console.print("... " * (len(prompt) > SHOWN) + prompt[-SHOWN:], markup=False)
+    for title, one in (("before", other), ("reply", outcome)):
+        if one is not None:
+            _print_replies(console, title, one)
+
+
+def _print_replies(console: Console, title: str, outcome: Outcome) -> None:
+    name, reading = next(iter(outcome.readings.items()))
+    scores = ", ".join(f"{metric} {value:g}" for metric, value in reading["scores"].items())
+    if outcome.logps:
+        shown = zip(outcome.replies, outcome.logps, strict=True)
+        text = ", ".join(f"{choice!r} {logp}" for choice, logp in shown)
+    else:
+        text = "\n".join(map(escape_controls, outcome.replies))
+    console.print(f"{title}: {text}\nparsed ({name}): {reading['parsed']}; {scores}", markup=False)
 
 
 def print_table(console: Console, results: Sequence[TaskResult]) -> None:

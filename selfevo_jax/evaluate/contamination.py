@@ -2,8 +2,9 @@
 
 Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C: a test item is flagged
 when it shares 13 words in a row with the training text; words are compared without case and
-punctuation. Such flags are often false alarms (boilerplate, quotations), so the spans are told
-and people decide; n-grams that many test items share are boilerplate and do not count.
+punctuation, but for operators: "5 - 3" is not "5 + 3". Such flags are often false alarms
+(boilerplate, quotations), so the spans are told and people decide; n-grams that many test items
+share are boilerplate and do not count.
 """
 
 import re
@@ -21,7 +22,8 @@ NGRAM = 13
 BOILERPLATE = 10  # test items that share an n-gram which then is part of the task's wording
 DRAWN = 300  # questions of a task that makes them without end
 SHOWN = 5  # matches of a task that are printed
-_WORD = re.compile(r"\w+")
+# An operator that stands apart or between figures is a word; a hyphen inside a word is not.
+_WORD = re.compile(r"\w+|(?<=[\s\d)])[-+*/^=<>](?=[\s\d(])")
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class Contamination:
 
 def check_overlap(
     task: str,
-    records: Iterable[tuple[str, str]],
+    records: Iterable[tuple[str, Sequence[str]]],
     items: Iterable[tuple[str, str]],
     n: int = NGRAM,
 ) -> Contamination:
-    """Compares training texts with test questions, both (name, text). Memory: the test's n-grams.
+    """Compares training records (name, texts) with test questions (name, text).
 
-    A question shorter than `n` words is flagged only where it is equal to a whole record or a
-    whole line of one. Raises UserError for n < 1.
+    A question shorter than `n` words is flagged only where it is equal to a whole text of a record
+    or to a whole line of one. Memory: the test's n-grams. Raises UserError for n < 1.
     """
     if n < 1:
         raise UserError(f"an overlap of {n} words is none; give at least 1")
@@ -70,9 +72,12 @@ def check_overlap(
         questions.setdefault(tuple(words), []).append(place)
     matches: list[Match] = []
     count = 0
-    for record, text in records:
+    for record, texts in records:
         count += 1
-        matches += _matches(record, text, tested, known, questions, n)
+        # Of each item one match, the longest: an equal question is in the prompt of a pair once.
+        found = [m for text in texts for m in _matches(record, text, tested, known, questions, n)]
+        best = sorted(found, key=lambda match: (match.exact, len(match.span)))
+        matches += {match.item: match for match in best}.values()
     flagged = {match.item for match in matches}
     exact = {match.item for match in matches if match.exact}
     return Contamination(task, count, len(tested), len(flagged), len(exact), tuple(matches))
@@ -135,15 +140,14 @@ def _spans(
     yield from ((place, *span) for place, span in longest.items())
 
 
-def text_of(value: object) -> str:
-    """Every string in a record, one a line: a record of any format is read the same way."""
+def texts_of(value: object) -> list[str]:
+    """Every string in a record: a record of any format is read the same way."""
     if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return "\n".join(filter(None, map(text_of, value.values())))
-    if isinstance(value, list | tuple):
-        return "\n".join(filter(None, map(text_of, value)))
-    return ""
+        return [value] if value else []
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping | list | tuple):
+        return [text for part in parts for text in texts_of(part)]
+    return []
 
 
 def items_of(task: str, data: str | None) -> list[tuple[str, str]]:
@@ -170,7 +174,7 @@ def check_file(path: Path, task: str, data: str | None, n: int = NGRAM) -> Conta
     """Compares the records of a JSON-lines (JSON, CSV, Parquet) file with a task's test."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the file of training records")
-    records = ((place, text_of(row)) for place, row in raw_rows(path))
+    records = ((place, texts_of(row)) for place, row in raw_rows(path))
     return check_overlap(task, records, items_of(task, data), n)
 
 

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,26 +159,45 @@ def raw_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """("file:line", row) of a JSON-lines, JSON, CSV, TSV or Parquet file, by its ending."""
     if path.suffix == ".parquet":
         yield from _parquet(path)
-        return
-    if path.suffix not in (".json", ".csv", ".tsv"):
-        yield from _jsonl(path)
-        return
-    text = _decoded(path.read_bytes(), str(path))
-    if path.suffix == ".json":
-        value = _json(text, str(path))
-        rows = value if isinstance(value, list) else [value]
-        yield from ((f"{path}:{n}", _object(row, f"{path}:{n}")) for n, row in enumerate(rows, 1))
-    else:
+    elif path.suffix in (".csv", ".tsv"):
+        text = _decoded(path.read_bytes(), str(path))
         reader = csv.DictReader(io.StringIO(text), delimiter="," if path.suffix == ".csv" else "\t")
         yield from ((f"{path}:{reader.line_num}", dict(row)) for row in reader)
+    else:
+        yield from ((place, _object(value, place)) for place, value in raw_values(path))
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+def raw_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """("file:line", value) of each line of a JSON-lines file, or of what a .json file holds.
+
+    An element of a .json array is at "file:line#number", line being where it begins.
+    """
+    if path.suffix == ".json":
+        yield from _document(_decoded(path.read_bytes(), str(path)), str(path))
+        return
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{path}:{number}"
             if line.strip():
-                yield place, _object(_json(_decoded(line, place), place), place)
+                yield place, _json(_decoded(line, place), place)
+
+
+_BETWEEN = re.compile(r"[\s,]*")  # what stands before an element of an array
+
+
+def _document(text: str, path: str) -> Iterator[tuple[str, Any]]:
+    value = _json(text, path)
+    if not isinstance(value, list):
+        yield f"{path}:1", value
+        return
+    end = text.index("[") + 1
+    decoder, line = json.JSONDecoder(), 1 + text.count("\n", 0, end)
+    for number, element in enumerate(value, start=1):
+        start = _BETWEEN.match(text, end).end()
+        line += text.count("\n", end, start)
+        yield f"{path}:{line}#{number}", element
+        end = decoder.raw_decode(text, start)[1]
+        line += text.count("\n", start, end)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

@@ -49,6 +49,28 @@ def reflection_turns(first: Sequence[bool], second: Sequence[bool]) -> Turns:
     return Turns(n, one, two, (fixed - broken) / n, fixed, broken)
 
 
+def best_threshold(
+    scores: Sequence[float], answerable: Sequence[bool], doubts: Sequence[float]
+) -> tuple[list[float], float | None]:
+    """Scores with the least certain replies taken back, as many as is best; SQuAD 2.0's best_*.
+
+    The replies with a no-answer score `doubts` up to the threshold stand; the others become "no
+    answer", which is right where the question has none. Returns the scores and the threshold, None
+    where no reply stands. Among equal ones the least threshold wins, as in the official script.
+    """
+    order = sorted(range(len(doubts)), key=doubts.__getitem__)
+    taken_back = [float(not has) for has in answerable]
+    now = best = sum(taken_back)
+    standing = 0
+    for count, place in enumerate(order, start=1):
+        now += scores[place] - taken_back[place]
+        if now > best + 1e-9:
+            best, standing = now, count
+    kept = set(order[:standing])
+    found = [scores[n] if n in kept else taken_back[n] for n in range(len(scores))]
+    return found, doubts[order[standing - 1]] if standing else None
+
+
 @dataclass(frozen=True)
 class CriteriaTable:
     """METEOR's table: by model and criterion the mean score and the share; the overall score.

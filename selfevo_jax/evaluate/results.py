@@ -9,11 +9,12 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selfevo_jax.evaluate.benchmark import Benchmark
+from selfevo_jax.evaluate.metrics import best_threshold
 from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.evaluate.stats import (
     Interval,
@@ -28,7 +29,11 @@ POINTS = 0.02  # the gain whose detection `n_for_2_points` counts items for
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of one reading over `n` items; `parsed` is the share of readable replies."""
+    """One metric of one reading over `n` items; `parsed` is the share of readable replies.
+
+    `threshold` is the log-probability of "no answer" above which replies were taken back, of the
+    metrics `best_*`. It is chosen on the same items: their intervals take it as given.
+    """
 
     task: str
     reading: str
@@ -39,6 +44,7 @@ class Figure:
     interval: Interval
     parsed: float
     needed: int | None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def summarise(task: str, outcomes: Iterable[Outcome]) -> TaskResult:
     """The figures of a task; the first figure is the one to look at. Needs one outcome or more."""
     rows = list(outcomes)
     figures = tuple(_figure(task, rows, *key) for key in _keys(rows))
+    figures += tuple(_best(task, rows, *key) for key in _keys(rows) if _doubted(rows, *key))
     return TaskResult(
         task=task,
         n=len(rows),
@@ -99,6 +106,35 @@ def _figure(task: str, rows: Sequence[Outcome], reading: str, metric: str) -> Fi
         interval=clustered_interval(values, clusters) if clusters else mean_interval(values),
         parsed=sum(parsed is not None for parsed in replies) / len(replies),
         needed=_needed(values, mean),
+    )
+
+
+THRESHOLDED = ("exact", "f1")
+
+
+def _doubted(rows: Sequence[Outcome], reading: str, metric: str) -> bool:
+    """Whether a metric has a best threshold on the log-probability of no answer."""
+    return metric in THRESHOLDED and any("no_answer" in row.readings[reading] for row in rows)
+
+
+def _best(task: str, rows: Sequence[Outcome], reading: str, metric: str) -> Figure:
+    found = [row.readings[reading] for row in rows]
+    scores = [reading["scores"][metric] for reading in found]
+    # A prompt that was too long was not asked, and stays wrong whatever the threshold.
+    lost = [row.too_long for row in rows]
+    answerable = [x or f"HasAns_{metric}" in r["scores"] for x, r in zip(lost, found, strict=True)]
+    doubts = [0.0 if x else r["no_answer"] for x, r in zip(lost, found, strict=True)]
+    values, threshold = best_threshold(scores, answerable, doubts)
+    plain = _figure(task, rows, reading, metric)
+    clusters = _clusters(rows, [1] * len(rows))
+    return replace(
+        plain,
+        metric=f"best_{metric}",
+        mean=sum(values) / len(values),
+        error=_error(values, clusters),
+        interval=clustered_interval(values, clusters) if clusters else mean_interval(values),
+        needed=None,
+        threshold=threshold,
     )
 
 
@@ -159,6 +195,8 @@ def _figures_json(result: TaskResult) -> dict[str, Any]:
             f"{metric}_ci95,{reading}": [figure.interval.low, figure.interval.high],
             f"parse_rate,{reading}": figure.parsed,
         }
+        if figure.threshold is not None:
+            row[f"{metric}_thresh,{reading}"] = figure.threshold
         if figure.needed is not None:
             row[f"{metric}_n_for_2_points,{reading}"] = figure.needed
     row |= {"too_long": list(result.too_long), "cut_replies": result.cut}
@@ -206,6 +244,7 @@ def sample_rows(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
                 "parsed": found["parsed"],
                 "place": outcome.place,
                 "too_long": outcome.too_long,
+                **({"no_answer": found["no_answer"]} if "no_answer" in found else {}),
                 **found["scores"],
             }
 

@@ -31,7 +31,8 @@ class Outcome(Record):
     """One answered question.
 
     `replies` are the texts written (or the choices offered), `logps` the log-probability of each
-    choice. `readings` maps each reading to {"parsed": [one of each reply], "scores": {...}}.
+    choice. `readings` maps each reading to {"parsed": [one of each reply], "scores": {...}}, with
+    "no_answer", the log-probability of there being none, where the task asks for it.
     `tokens` were generated, `cut` of the replies ended for want of room. A prompt `too_long` for
     the model was not asked and scores 0.
     """
@@ -60,6 +61,7 @@ class Manner:
 
     `show` gives the prompt as the model reads it, `count` the tokens of a question with its
     longest choice, and `single` says whether each of its choices is one token, all different.
+    `scores`: whether the model is asked for the log-probability of there being no answer.
     """
 
     sampling: SamplingParams
@@ -69,6 +71,7 @@ class Manner:
     show: Callable[[Question], str]
     count: Callable[[Question], int]
     single: Callable[[Question], bool]
+    scores: bool = True
 
 
 def outcomes(
@@ -90,6 +93,30 @@ def outcomes(
 
 
 def _written(generator, benchmark: Benchmark, questions, manner: Manner) -> Iterator[Outcome]:
+    if not (benchmark.ask.none and manner.scores):
+        yield from _replied(generator, benchmark, questions, manner, {})
+        return
+    while window := list(islice(questions, WINDOW)):
+        doubts = _doubts(generator, benchmark, window)
+        yield from _replied(generator, benchmark, window, manner, doubts)
+
+
+def _doubts(generator, benchmark: Benchmark, questions) -> dict[int, float]:
+    """Of each question the log-probability of the reply that there is no answer."""
+
+    def requests() -> Iterator[ScoreRequest]:
+        for question in questions:
+            prompt, gap = _without_trailing_space(question.prompt)
+            gap = gap or (benchmark.delimiter if isinstance(prompt, str) else "")
+            yield ScoreRequest(str(question.number), prompt, gap + benchmark.ask.none, end=False)
+
+    scores = generator.score(requests())
+    return {int(score.id): round(float(sum(score.logps)), DIGITS) for score in scores}
+
+
+def _replied(
+    generator, benchmark: Benchmark, questions, manner: Manner, doubts: Mapping[int, float]
+) -> Iterator[Outcome]:
     waiting: dict[int, Question] = {}
     done: dict[int, dict[int, Completion]] = {}
 
@@ -109,16 +136,21 @@ def _written(generator, benchmark: Benchmark, questions, manner: Manner) -> Iter
         replies[draw] = completion
         if len(replies) == manner.repeats:
             ordered = [completion for _, completion in sorted(done.pop(number).items())]
-            yield _read_replies(benchmark, waiting.pop(number), ordered, manner)
+            doubt = {"no_answer": doubts[number]} if doubts else {}
+            yield _read_replies(benchmark, waiting.pop(number), ordered, manner, doubt)
 
 
 def _read_replies(
-    benchmark: Benchmark, question: Question, replies: list[Completion], manner: Manner
+    benchmark: Benchmark,
+    question: Question,
+    replies: list[Completion],
+    manner: Manner,
+    doubt: Mapping[str, float],
 ) -> Outcome:
     assert isinstance(benchmark.ask, Generate)
     texts = tuple(completion.text for completion in replies)
     readings = {
-        name: _together([read(text, question.row) for text in texts])
+        name: _together([read(text, question.row) for text in texts]) | doubt
         for name, read in benchmark.ask.readings.items()
     }
     return _outcome(

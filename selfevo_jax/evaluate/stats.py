@@ -104,6 +104,19 @@ def mcnemar_p(before: Sequence[float], after: Sequence[float]) -> float:
     return float(min(1.0, 2 * stats.binom.cdf(min(fixed, broken), fixed + broken, 0.5)))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests corrected so that one false alarm in all has that probability.
+
+    The step-down method of Holm (1979), Scandinavian Journal of Statistics 6:65; order is kept.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
 def standard_error(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> float:
     """Standard error of the mean; items with equal `clusters` (one passage) may be correlated.
 

@@ -19,6 +19,8 @@ from selfevo_jax.weights.peft import WEIGHTS
 class LocalModel:
     """A model on this machine's devices, with or without an adapter."""
 
+    scores = True
+
     def __init__(self, model: JaxModel, adapter: Path | None) -> None:
         self.model, self.adapter = model, adapter
         self.name = model.source
@@ -71,6 +73,7 @@ class RemoteModel:
     """
 
     room = 2**31  # the server refuses what is too long
+    scores = False  # few servers tell the log-probability of a given text
 
     def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
         self.endpoint, self.concurrency = endpoint, concurrency

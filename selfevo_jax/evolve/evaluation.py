@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from selfevo_jax.evaluate.data import Rows, read_split
 from selfevo_jax.evaluate.results import TaskResult, sample_rows, summarise, task_slug
 from selfevo_jax.evaluate.running import Manner, Outcome, outcomes
 from selfevo_jax.evaluate.stats import Difference, paired_difference
+from selfevo_jax.evaluate.task import check_choice
 from selfevo_jax.evaluate.tasks import BENCHMARKS, drawn
 from selfevo_jax.evolve import work
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked, write_atomic
@@ -37,6 +38,7 @@ class Evaluated(Protocol):
     name: str
     room: int
     has_template: bool
+    scores: bool  # whether it is asked for the log-probability of a text besides a reply
 
     def settings(self) -> dict[str, Any]:
         """Everything about the model that decides its answers, its content hash included."""
@@ -107,7 +109,7 @@ def prepare(evaluation: Evaluation, name: str) -> Prepared:
     sampling = _sampling(evaluation, benchmark)
     manner = Manner(
         sampling, evaluation.repeats, wording.seed, model.room,
-        model.show, model.count, model.single,
+        model.show, model.count, model.single, model.scores,
     )  # fmt: skip
     stage = _stage(evaluation, benchmark, rows, wording, manner, total)
     prepared = Prepared(benchmark, rows, stage, wording, manner, total)
@@ -216,13 +218,53 @@ def compared(before: Path, after: Path, task: str) -> tuple[str, str, Difference
     return task, metric, gain
 
 
-def _scores(out: Path, task: str) -> dict[tuple[str, str, str], float]:
-    """(target, place, metric) -> score of a finished task's first reading."""
+def picked(
+    out: Path, task: str, which: str, before: Path | None
+) -> Iterator[tuple[Outcome, Outcome | None]]:
+    """The questions of a finished task that are `which` of PICKS, by the first score.
+
+    With `before`, another evaluation of the same questions, each comes with its outcome there.
+    Raises UserError where one is not finished, or "flipped" has nothing to compare with.
+    """
+    check_choice(which, PICKS, "--show")
+    if which == "flipped" and before is None:
+        raise UserError("--show=flipped needs --compare=DIR, the evaluation to compare with")
+    old = {} if before is None else {o.place: o for o in _outcomes(before, task)}
+    for outcome in _outcomes(out, task):
+        other = old.get(outcome.place)
+        if PICKS[which](outcome, other):
+            yield outcome, other
+
+
+def _right(outcome: Outcome) -> bool:
+    scores = next(iter(outcome.readings.values()))["scores"]
+    return next(iter(scores.values()), 0.0) == 1.0
+
+
+def _unparsed(outcome: Outcome, other: Outcome | None) -> bool:
+    return None in next(iter(outcome.readings.values()))["parsed"]
+
+
+PICKS: dict[str, Callable[[Outcome, Outcome | None], bool]] = {
+    "wrong": lambda outcome, other: not _right(outcome),
+    "right": lambda outcome, other: _right(outcome),
+    "unparsed": _unparsed,
+    "flipped": lambda outcome, other: other is not None and _right(outcome) != _right(other),
+}
+
+
+def _outcomes(out: Path, task: str) -> Iterator[Outcome]:
+    """The outcomes of a finished task."""
     folder = StageFolder(out / task_slug(task))
     if folder.sealed() is None:
         raise UserError(f"{out} holds no finished {task}; run selfevo eval --tasks={task} there")
+    return read_records(folder, Outcome)
+
+
+def _scores(out: Path, task: str) -> dict[tuple[str, str, str], float]:
+    """(target, place, metric) -> score of a finished task's first reading."""
     found = {}
-    for outcome in read_records(folder, Outcome):
+    for outcome in _outcomes(out, task):
         scores = next(iter(outcome.readings.values()))["scores"]
         metric, score = next(iter(scores.items()), ("none", 0.0))
         found[outcome.target, outcome.place, metric] = score

@@ -249,9 +249,11 @@ def test_csv_json_and_parquet_rows_are_read(tmp_path):
     folder.mkdir(parents=True)
     data = BENCHMARKS["mmlu_anatomy"].data
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "test.parquet")
-    (folder / "dev.json").write_text(json.dumps([row, row]))
+    (folder / "dev.json").write_text(f"[{json.dumps(row)},\n\n{json.dumps(row)}]")
     assert read_split("mmlu_anatomy", data, "test", tmp_path).rows == (row,)
-    assert read_split("mmlu_anatomy", data, "dev", tmp_path).places[1] == "mmlu/anatomy/dev.json:2"
+    assert (
+        read_split("mmlu_anatomy", data, "dev", tmp_path).places[1] == "mmlu/anatomy/dev.json:3#2"
+    )
 
 
 @pytest.mark.parametrize(

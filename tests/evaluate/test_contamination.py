@@ -7,7 +7,7 @@ import pytest
 
 from selfevo_jax import cli
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.contamination import check_overlap, text_of
+from selfevo_jax.evaluate.contamination import check_overlap, texts_of
 
 WORDS = [f"w{n}" for n in range(5000)]
 
@@ -24,6 +24,7 @@ def test_planted_spans_are_found_with_their_words():
     records[4] = ("planted", f"{text(draw, 9)} {' '.join(span).upper()}! {text(draw, 9)}")
     records[5] = ("short", f"{text(draw, 9)} {' '.join(items[8][1].split()[:12])} {text(draw, 5)}")
     records[6] = ("equal", f"Q:\n{items[9][1]}\nA: 5")
+    records = [(name, [said]) for name, said in records]
     found = check_overlap("t", records, items)
     assert (found.records, found.tested, found.items, found.exact) == (30, 50, 2, 1)
     by_record = {match.record: match for match in found.matches}
@@ -36,21 +37,42 @@ def test_planted_spans_are_found_with_their_words():
 
 def test_a_short_question_counts_only_when_equal():
     items = [("a", "What is 2 + 2?"), ("b", "Who?")]
-    records = [("r", "We ask who did it."), ("s", "what is 2 2")]
+    records = [("r", ["We ask who did it."]), ("s", ["user", "what is 2+2", "4"])]
     found = check_overlap("t", records, items)
     assert [(m.record, m.item, m.exact) for m in found.matches] == [("s", "a", True)]
+
+
+def test_a_question_of_several_lines_is_equal_to_a_whole_text_of_a_record():
+    items = [("a", "2 + 2 =\nReply with the answer only.")]
+    assert check_overlap("t", [("r", [items[0][1], "4"])], items).exact == 1
+    assert check_overlap("t", [("r", ["2 + 2 =", "Reply with the answer only."])], items).exact == 0
+
+
+@pytest.mark.parametrize("asked", ["What is 5 - 3?", "What is 5-3?", "What is (5) * 3?"])
+def test_operators_are_words(asked):
+    """Without them every sum would be "found" among the differences."""
+    items = [("a", "What is 5 + 3?")]
+    assert check_overlap("t", [("r", [asked])], items).items == 0
+    assert check_overlap("t", [("r", ["what is 5 + 3"])], items).exact == 1
+    assert check_overlap("t", [("r", ["A well known fact"])], [("b", "a well-known fact")]).exact
+
+
+def test_a_record_that_says_a_question_twice_is_one_match():
+    question = "What did the two farmers who lived near the old mill sell there each market day?"
+    rows = [("r", [question, f"You ask: {question} Eggs."])]
+    assert len(check_overlap("t", rows, [("a", question)]).matches) == 1
 
 
 def test_the_wording_of_the_task_itself_is_no_overlap():
     draw = random.Random(1)
     opening = text(draw, 20)
     items = [(f"item{n}", f"{opening} {text(draw, 20)}") for n in range(30)]
-    assert check_overlap("t", [("r", f"{opening} {text(draw, 20)}")], items).items == 0
+    assert check_overlap("t", [("r", [f"{opening} {text(draw, 20)}"])], items).items == 0
 
 
 def test_records_of_any_format_are_read():
     row = {"messages": [{"role": "user", "content": "one"}], "n": 3, "rejected": ["two", None]}
-    assert text_of(row) == "user\none\ntwo"
+    assert texts_of(row) == ["user", "one", "two"]
     with pytest.raises(UserError, match="at least 1"):
         check_overlap("t", [], [], 0)
 

@@ -1,10 +1,16 @@
 """Figures of the published systems, against hand-made tables."""
 
+import random
 from itertools import combinations
 
 import pytest
 
-from selfevo_jax.evaluate.metrics import criteria_table, pass_at_k, reflection_turns
+from selfevo_jax.evaluate.metrics import (
+    best_threshold,
+    criteria_table,
+    pass_at_k,
+    reflection_turns,
+)
 from selfevo_jax.evaluate.stats import clustered_interval, mean_interval
 
 
@@ -68,3 +74,30 @@ def test_clustered_intervals_cover_where_plain_ones_do_not():
     assert clustered / 200 > 0.9 > 0.6 > plain / 200
     assert clustered_interval([1.0, 0.0], ["a", "a"]) == mean_interval([1.0, 0.0])
     assert clustered_interval([1.0, 1.0], ["a", "b"]) == mean_interval([1.0, 1.0])
+
+
+def test_the_best_threshold_by_hand():
+    """Two questions without an answer are right to begin with; the surest reply adds one."""
+    found, threshold = best_threshold(
+        [1.0, 0.0, 0.0, 1.0], [True, True, False, False], [0.1, 0.2, 0.3, 0.9]
+    )
+    assert (found, threshold) == ([1.0, 0.0, 1.0, 1.0], 0.1)
+    assert best_threshold([0.0, 0.4], [True, False], [0.5, 0.6]) == ([0.0, 1.0], None)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_threshold_is_better(seed):
+    draw = random.Random(seed)
+    n = 40
+    scores = [draw.choice([0.0, 0.25, 1.0]) for _ in range(n)]
+    answerable = [draw.random() < 0.6 for _ in range(n)]
+    doubts = [draw.gauss(-3, 1) for _ in range(n)]
+    found, threshold = best_threshold(scores, answerable, doubts)
+
+    def at(limit):
+        kept = zip(scores, answerable, doubts, strict=True)
+        return sum(s if d <= limit else float(not a) for s, a, d in kept)
+
+    totals = {limit: at(limit) for limit in [-100.0, *doubts]}
+    assert sum(found) == pytest.approx(max(totals.values()))
+    assert at(-100.0 if threshold is None else threshold) == pytest.approx(sum(found))

@@ -10,6 +10,7 @@ from selfevo_jax import cli
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.asking import Wording, questions
 from selfevo_jax.evaluate.data import read_split
+from selfevo_jax.evaluate.results import summarise
 from selfevo_jax.evaluate.running import Manner, outcomes
 from selfevo_jax.evaluate.tasks import BENCHMARKS
 from selfevo_jax.evolve.evaluated import LocalModel
@@ -253,6 +254,65 @@ def test_two_evaluations_are_compared_item_by_item(command, tmp_path, capsys):
     assert cli.main([*command, f"--out={few}", "--limit=3"]) == 0
     assert cli.main([*command, f"--out={few}", f"--compare={one}"]) == 2
     assert "did not answer the same questions" in capsys.readouterr().err
+
+
+def items(said):
+    """The places of the questions that --show prints."""
+    return [line.split()[2].rstrip(",") for line in said.splitlines() if line.startswith("--- ")]
+
+
+def test_items_are_shown_by_what_became_of_them(command, tmp_path, capsys):
+    """The second time two gold answers are the others, so that two verdicts flip."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    other = [row | {"answer": n not in (1, 3)} for n, row in enumerate(BOOLQ)]
+    folder_of(tmp_path / "other", "boolq/dev.jsonl", other)
+    command = [*command, "--tasks=boolq"]
+    assert cli.main([*command, f"--out={one}"]) == 0
+    command = [*command, f"--data={tmp_path / 'other'}"]
+    assert cli.main([*command, f"--out={two}"]) == 0
+    right = {}
+    for out in (one, two):
+        (samples,) = out.glob("samples_boolq_*.jsonl")
+        rows = [json.loads(line) for line in samples.read_text().splitlines()]
+        right[out] = {row["place"]: row["acc"] == 1.0 for row in rows}
+    wanted = {
+        "wrong": [place for place in right[two] if not right[two][place]],
+        "right": [place for place in right[two] if right[two][place]],
+        "unparsed": [],
+        "flipped": ["boolq/dev.jsonl:2", "boolq/dev.jsonl:4"],
+    }
+    capsys.readouterr()
+    for which, places in wanted.items():
+        more = [f"--show={which}"] + [f"--compare={one}"] * (which == "flipped")
+        assert cli.main([*command, f"--out={two}", *more]) == 0
+        assert items(capsys.readouterr().out) == places
+    assert wanted["wrong"] and wanted["right"]
+    assert cli.main([*command, f"--out={two}", "--show=flipped"]) == 2
+    assert "--show=flipped needs --compare" in capsys.readouterr().err
+    assert cli.main([*command, f"--out={two}", "--show=wrog"]) == 2
+    assert "did you mean wrong" in capsys.readouterr().err
+
+
+SQUAD = [
+    {"title": "T", "context": "Ann has a cat.", "question": "Who has a cat?",
+     "answers": {"text": ["Ann"], "answer_start": [0]}},
+    {"title": "T", "context": "Ann has a cat.", "question": "Who has a dog?",
+     "answers": {"text": [], "answer_start": []}},
+]  # fmt: skip
+
+
+def test_squad_asks_how_likely_there_is_no_answer(tiny, tmp_path):
+    data = folder_of(tmp_path, "squad/dev_v2.0_4articles.jsonl", SQUAD)
+    found = asked(tiny, "squadv2", data)
+    for outcome in found:
+        wanted = whole_logp(tiny, outcome.prompt, " unanswerable")
+        for reading in outcome.readings.values():
+            assert reading["no_answer"] == pytest.approx(wanted, abs=2e-3)
+    result = summarise("squadv2", found)
+    figures = {(f.reading, f.metric): f for f in result.figures}
+    # Whatever the model wrote, taking every reply back is right for the second question.
+    assert figures["none", "best_exact"].mean >= 0.5
+    assert figures["none", "best_exact"].mean >= figures["none", "exact"].mean
 
 
 def test_a_model_without_a_template_cannot_be_asked_in_turns(tiny, tmp_path):

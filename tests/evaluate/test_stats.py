@@ -142,3 +142,10 @@ def test_power_by_simulation():
     assert stats.n_for_difference(0.02, 0.2) > 3000
     with pytest.raises(ValueError, match="discordant"):
         stats.n_for_difference(0.2, 0.1)
+
+
+def test_holm_by_hand():
+    """Sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03; and 1 x 0.04 may not be below the one before."""
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert stats.holm([]) == []

@@ -2,7 +2,9 @@
 
 Rajpurkar et al. 2016 and 2018. `squadv2` has the harness's wording. Its reading "none" takes the
 reply as it is; "no-answer" (ours) takes a reply of "unanswerable" as the empty answer, which is
-what the question without an answer wants. `squad` asks the answerable ones in the same words.
+what the question without an answer wants. Both are also scored at the best threshold on the
+log-probability of that word (`best_exact`, `best_f1`). `squad` asks the answerable ones in the
+same words.
 """
 
 from collections.abc import Sequence
@@ -92,7 +94,7 @@ BENCHMARKS = (
         data=SECOND,
         prompt=_prompt,
         target=_target,
-        ask=Generate({"none": as_it_is, "no-answer": with_no_answer}, stop=("\n",)),
+        ask=Generate({"none": as_it_is, "no-answer": with_no_answer}, stop=("\n",), none=NO_ANSWER),
         shots=Shots(split="train"),
         cluster=_article,
         version="3",

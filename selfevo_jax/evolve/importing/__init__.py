@@ -1,0 +1,1 @@
+"""Files that the five published systems wrote, read into records; ReflectEvo's also written."""
