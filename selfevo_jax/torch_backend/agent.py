@@ -9,8 +9,10 @@ FOLDER/failures/HOST.json. Everything ends when standard input does: it is the l
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from selfevo_jax.evolve.files import write_json
 
 def main(folder: Path, hosts: int, processes: int, endpoint: str) -> int:
     """Runs this host's processes to their end; the exit status."""
+    end_with_launcher()
     prepare_environment(processes)
     config = LaunchConfig(
         min_nodes=hosts,
@@ -43,6 +46,20 @@ def main(folder: Path, hosts: int, processes: int, endpoint: str) -> int:
         write_json(folder / "failures" / f"{socket.gethostname()}.json", first_failure(error))
         return 1
     return 0
+
+
+def end_with_launcher() -> None:
+    """Ends this process when its standard input ends: the launcher holds the other side, and a
+    training without one would write into a run that somebody else goes on with."""
+
+    def watch() -> None:
+        while os.read(
+            0, 1
+        ):  # not sys.stdin, whose lock would hold up the end of a finished process
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare_environment(processes: int) -> None:

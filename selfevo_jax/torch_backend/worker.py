@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.records import Example, Pair
+from selfevo_jax.torch_backend.agent import end_with_launcher
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
 from selfevo_jax.torch_backend.zero import join_group, make_zero
@@ -28,7 +27,7 @@ from selfevo_jax.torch_backend.zero import join_group, make_zero
 @record
 def main(folder: Path) -> None:
     """Trains with the other processes; the first one writes the adapter and the result."""
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    end_with_launcher()
     job = read_json(folder / "job.json")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     join_group(device)
@@ -66,14 +65,6 @@ def training_from(saved: dict) -> Training:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _end_with_launcher() -> None:
-    """Ends this process when its standard input ends: the launcher holds the other side, and a
-    training without one would write into a run that somebody else goes on with."""
-    while os.read(0, 1):  # not sys.stdin, whose lock would hold up the end of a finished process
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":
