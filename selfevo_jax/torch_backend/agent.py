@@ -77,8 +77,10 @@ def first_failure(error: ChildFailedError) -> dict:
     """
     failures = error.failures.items()
     rank, failure = min(failures, key=lambda item: (_said(item[1]) is not None, _when(item[1])))
-    text = _said(failure) or f"ended with status {failure.exitcode}: {failure.message}"
-    return {"rank": rank, "when": _when(failure), "killed": failure.exitcode < 0, "text": text}
+    killed = failure.exitcode < 0
+    how = failure.signal_name() if killed else f"status {failure.exitcode}"
+    text = _said(failure) or f"it ended with {how}\n{_last_words(failure)}"
+    return {"rank": rank, "when": _when(failure), "killed": killed, "text": text}
 
 
 def _when(failure: ProcessFailure) -> float:
@@ -92,6 +94,11 @@ def _said(failure: ProcessFailure) -> str | None:
         return None
     message = failure.error_file_data["message"]
     return f"{message['message']}\n{message['extraInfo']['py_callstack']}"
+
+
+def _last_words(failure: ProcessFailure) -> str:
+    printed = Path(failure.error_file).with_name("stderr.log")
+    return printed.read_text(errors="replace")[-2000:] if printed.is_file() else ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,8 +28,9 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.files import read_json, write_json
 from selfevo_jax.torch_backend.group import Group
 
-# What another host's shell would not know; Slurm hands over everything by itself.
-HANDED = ("CUDA_", "HF_", "NCCL_", "SELFEVO_", "GLOO_")
+# What another host's shell would not know; Slurm hands over everything by itself. No secrets: a
+# command line can be read by all users of a machine.
+HANDED = re.compile(r"(?!.*(KEY|SECRET|TOKEN))((CUDA|GLOO|HF|NCCL|SELFEVO)_.*|PYTHONPATH)")
 MISTAKE = "UserError: "
 
 
@@ -50,14 +52,13 @@ def run_group(
     seen = len(_lines(watched))
     with started(commands(group, folder), folder) as agents:
         while any(agent.poll() is None for agent in agents):
-            time.sleep(0.2)
-            if any(agent.poll() for agent in agents):
+            if any(agent.returncode for agent in agents):
                 break
-            for line in _lines(watched)[seen:]:
-                seen += 1
-                on_line(line)
+            time.sleep(0.2)
+            seen = _follow(watched, seen, on_line)
     if any(agent.returncode for agent in agents):
         raise failure(group, folder)
+    _follow(watched, seen, on_line)
     return read_json(folder / "result.json")
 
 
@@ -79,8 +80,7 @@ def commands(group: Group, folder: Path) -> list[list[str]]:
 
 
 def _by_ssh(host: str, command: Sequence[str]) -> list[str]:
-    names = [n for n in os.environ if n.startswith(HANDED) or n == "PYTHONPATH"]
-    given = [f"{name}={os.environ[name]}" for name in sorted(names)]
+    given = [f"{name}={value}" for name, value in os.environ.items() if HANDED.fullmatch(name)]
     line = f"cd {shlex.quote(os.getcwd())} && {shlex.join(['env', *given, *command])}"
     return ["ssh", "-o", "BatchMode=yes", host, line]
 
@@ -133,6 +133,14 @@ def write_job(folder: Path, job: Mapping[str, Any], examples: Sequence[str]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "examples.jsonl").write_text("".join(f"{line}\n" for line in examples))
     write_json(folder / "job.json", dict(job))
+
+
+def _follow(path: Path, seen: int, on_line: Callable[[str], None]) -> int:
+    """Hands over the lines after the first `seen`, and says how many there are now."""
+    lines = _lines(path)
+    for line in lines[seen:]:
+        on_line(line)
+    return len(lines)
 
 
 def _lines(path: Path) -> list[str]:

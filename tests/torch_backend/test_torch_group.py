@@ -67,6 +67,12 @@ def test_every_gpu_gets_a_process():
     assert group.told().startswith("training: 8 processes (8 GPUs here), DeepSpeed with ")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
+def test_without_deepspeed_the_command_that_installs_it_is_named():
+    with pytest.raises(UserError, match=r"pip install 'selfevo_jax\[torch,deepspeed\]'"):
+        choose_group(NOTHING, {}, 2)
+
+
 @needs_deepspeed
 def test_hosts_come_from_a_file_or_from_slurm(tmp_path, programs):
     hostfile = tmp_path / "hosts"
@@ -211,7 +217,9 @@ def test_one_killed_process_ends_the_group_and_is_named(tmp_path, monkeypatch):
 def test_agents_on_two_hosts_join(tmp_path, programs, monkeypatch):
     """`ssh` here runs the command on this machine: two agents of one process each."""
     monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
-    programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; exec sh -c "$4"')
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
+             'exec sh -c "$4"')  # fmt: skip
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     runs, said = backend(tmp_path, f"torch.hostfile={tmp_path / 'hosts'}")
     assert "1 process on each of 2 hosts" in said.getvalue()
@@ -219,6 +227,8 @@ def test_agents_on_two_hosts_join(tmp_path, programs, monkeypatch):
     counts = runs.fit(pairs(4), training, base, base, tmp_path / "fit", lambda *said: None)
     assert counts["examples"] == 4
     assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.1", "localhost"]
+    lines = (tmp_path / "lines").read_text()
+    assert "SELFEVO_CACHE=" in lines and "secret" not in lines
 
 
 @needs_deepspeed

@@ -16,9 +16,7 @@ if importlib.util.find_spec("deepspeed") is None:
                 allow_module_level=True)  # fmt: skip
 
 JOBS = ("zero2:dpo", "zero2:sft", "zero3:dpo", "zero3:sft", "zero2_offload:full", "zero3:full",
-        "zero3_offload:dpo")  # fmt: skip
-
-
+        "zero3:remat", "zero3_offload:dpo")  # fmt: skip
 WORKER = Path(__file__).with_name("zero_worker.py")
 
 

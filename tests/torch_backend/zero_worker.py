@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 zero_worker.py FOLDER CONFIG:FIT[:STEP] ...
 
-CONFIG is a file of third_party/deepspeed, or jax (without torchrun); FIT is dpo, sft or full
-(sft of all parameters).
+CONFIG is a file of third_party/deepspeed, or jax (without torchrun); FIT is dpo, sft, remat
+(dpo with recomputed layers) or full (sft of all parameters).
 Process 0 writes FOLDER/CONFIG-FIT/trained.npz; with STEP it kills itself (SIGKILL) after the
 metrics of that step.
 """
@@ -43,6 +43,7 @@ LORA = FitSettings(
 FITS = {
     "dpo": (Objective("dpo"), LORA),
     "sft": (Objective("sft"), LORA),
+    "remat": (Objective("dpo"), LORA),
     "full": (Objective("sft"), replace(LORA, lora=None, lr=1e-3, weight_decay=0.1)),
 }
 
@@ -66,14 +67,17 @@ def pairs() -> list[TokenExample]:
     ]
 
 
-def trainer_of(config: str) -> Trainer:
+def trainer_of(config: str, remat: str) -> Trainer:
     """JAX's, or torch's under DeepSpeed with a configuration."""
     if config == "jax":
         return JaxTrainer(TINY, params(), base_hash="tiny")
+    settings = zero_settings(CONFIGS / f"{config}.json")
+    # Else so small parameters would never be divided.
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return TorchTrainer(
-        Decoder.from_tree(TINY, params(), Compute(), "cpu"),
+        Decoder.from_tree(TINY, params(), Compute(remat=remat), "cpu"),
         base_hash="tiny",
-        engine=make_zero(zero_settings(CONFIGS / f"{config}.json")),
+        engine=make_zero(settings),
         processes=torch.distributed.get_world_size(),
     )
 
@@ -85,7 +89,8 @@ def one(config: str, fit: str, folder: Path, first: bool, last: int | None = Non
         if first and row["step"] == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    result = trainer_of(config).fit(pairs(), *FITS[fit], folder, on_step=maybe_die)
+    remat = "full" if fit == "remat" else "none"
+    result = trainer_of(config, remat).fit(pairs(), *FITS[fit], folder, on_step=maybe_die)
     if first:
         leaves = jax.tree_util.tree_flatten_with_path(result.trained)[0]
         np.savez(folder / "trained.npz", **{path_name(path): leaf for path, leaf in leaves})
