@@ -146,7 +146,7 @@ def examine(name: str, hardware: Hardware) -> Finding:
 
 def judge(name: str, found: dict, hardware: Hardware) -> Finding:
     """What a probe's answer means on this hardware."""
-    kinds = [device["kind"] for device in found["devices"]]
+    kinds = [_kind(device) for device in found["devices"]]
     wrong = sorted({device["kind"] for device in found["devices"] if not device["works"]})
     text = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
     text = f"works on {text or found['platform']}"
@@ -161,6 +161,11 @@ def judge(name: str, found: dict, hardware: Hardware) -> Finding:
     if idle and name == "torch" and hardware.gpus:
         return Finding(name, f"{text}; this build does not see the GPU", ("torch",), broken=True)
     return Finding(name, text)
+
+
+def _kind(device: dict) -> str:
+    memory = device["memory"]
+    return device["kind"] + (f" ({memory / GIB:.0f} GiB)" if memory else "")
 
 
 def mend(findings: Sequence[Finding], hardware: Hardware) -> str | None:

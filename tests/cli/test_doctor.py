@@ -15,8 +15,11 @@ TWO = Hardware(ONE.gpus * 2, 0, False)
 TPU = Hardware((), 4, False)
 
 
-def answer(platform: str, kind: str, works: bool = True, count: int = 1) -> dict:
-    return {"platform": platform, "devices": [{"kind": kind, "works": works}] * count, "step": 1.0}
+def answer(
+    platform: str, kind: str, works: bool = True, count: int = 1, memory: int | None = None
+) -> dict:
+    device = {"kind": kind, "memory": memory, "works": works}
+    return {"platform": platform, "devices": [device] * count, "step": 1.0}
 
 
 def test_it_tells_what_is_here_without_trying(capsys):
@@ -67,8 +70,8 @@ def test_one_command_mends_all():
 
 
 def test_devices_of_a_kind_are_counted():
-    text = judge("jax", answer("gpu", "H100", count=8), TWO).text
-    assert text.startswith("works on 8 x H100; ")
+    text = judge("jax", answer("gpu", "H100", count=8, memory=80 * 2**30), TWO).text
+    assert text.startswith("works on 8 x H100 (80 GiB); ")
 
 
 WITHOUT = """

@@ -23,8 +23,8 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import training_of
 from selfevo_jax.records import Pair
 from selfevo_jax.torch_backend.backend import TorchBackend
-from selfevo_jax.torch_backend.group import choose_group, read_hostfile
-from selfevo_jax.torch_backend.launch import WorkerError
+from selfevo_jax.torch_backend.group import Group, choose_group, read_hostfile
+from selfevo_jax.torch_backend.launch import WorkerError, commands
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT / 'configs' / 'quickstart.py'}:tiny"
@@ -83,6 +83,12 @@ def test_hosts_come_from_a_file_or_from_slurm(tmp_path, programs):
     slurm = {"SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "gpu[1-3]"}
     group = choose_group(NOTHING, slurm, 2)
     assert (group.hosts, group.size, group.reach) == (("gpu1", "gpu2", "gpu3"), 6, "slurm")
+
+
+def test_slurm_starts_one_agent_on_each_node(tmp_path):
+    (line,) = commands(Group(("gpu1", "gpu2"), 4, "slurm", "", None), tmp_path)
+    assert line[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert line[-4:-1] == [str(tmp_path), "2", "4"] and line[-1].startswith("gpu1:")
 
 
 @pytest.mark.parametrize(
