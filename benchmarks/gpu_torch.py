@@ -112,6 +112,7 @@ def train(objective: str) -> None:
         trainer = (_dpo if objective == "dpo" else _sft)(rows, settings, common)
         trainer.train()
     MODEL = trainer.model.unload()
+    MODEL.gradient_checkpointing_disable()
     if ON_GPU:
         torch.cuda.empty_cache()
 
@@ -142,6 +143,7 @@ def generate(batch: int, context: int, new: int) -> float:
         lambda: MODEL.generate(
             ids_bt, attention_mask=torch.ones_like(ids_bt), max_new_tokens=new, min_new_tokens=new,
             do_sample=True, top_k=0, top_p=1.0, temperature=1.0, pad_token_id=0, eos_token_id=1,
+            use_cache=True,
             cache_implementation="static" if new > 1 else "dynamic",
         )
     )  # fmt: skip

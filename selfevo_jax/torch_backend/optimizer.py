@@ -52,7 +52,7 @@ class Optimizer(torch.optim.Optimizer):
         )
 
     def begin(self, parameters: Sequence[Tensor]) -> None:
-        """Moments of zero for these tensors."""
+        """Moments of zero for these tensors, which get them at their first step at the latest."""
         for parameter in parameters:
             self.state[parameter] = {
                 moment: torch.zeros_like(parameter, requires_grad=False) for moment in self.moments
@@ -79,6 +79,8 @@ class Optimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                if parameter not in self.state:
+                    self.begin([parameter])
                 direction = self._rule(self.state[parameter], parameter.grad)
                 if group["weight_decay"]:
                     direction = direction + group["weight_decay"] * parameter
