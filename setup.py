@@ -60,6 +60,8 @@ TORCH = [
     "transformers>=5.3,<6",  # a config could pull code before 5.3 (CVE-2026-4372)
 ]
 
+DEEPSPEED = ["deepspeed>=0.19,<0.20"]  # trains with several processes, see docs/gpus.md
+
 PARITY = [
     *TORCH,
     "datasets>=4,<6",
@@ -89,6 +91,7 @@ EXTRAS = {
     "tpu-aot": jax("[tpu]"),  # libtpu compiles for real topologies on a machine without a TPU
     "cuda": jax("[cuda12]"),
     "torch": TORCH,
+    "deepspeed": [*TORCH, *DEEPSPEED],
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
     "tfds": ["tensorflow-datasets>=4.9.7,<5"],  # reads prepared data without tensorflow

@@ -95,6 +95,11 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "slots": 32,  # sequences decoded at a time
                 "max_length": 1024,  # tokens of a prompt and its completion together
             },
+            "torch": {  # how backend=torch trains; see docs/gpus.md
+                "processes": 0,  # on each machine; 0: one per GPU
+                "deepspeed": "",  # a file; none: third_party/deepspeed/zero2.json, where several
+                "hostfile": "",  # lines HOST slots=N; none: this machine or the Slurm job's
+            },
         }
     )
     config.update(dict(own or {}))

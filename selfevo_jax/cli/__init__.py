@@ -8,6 +8,7 @@ from selfevo_jax.cli import (
     compare,
     compile,
     data,
+    doctor,
     env,
     evaluate,
     export,
@@ -24,7 +25,7 @@ from selfevo_jax.errors import UserError
 
 COMMANDS = (
     run, sample, serve, judge, evaluate, report, compare,
-    data, import_, export, merge, compile, env,
+    data, import_, export, merge, compile, doctor, env,
 )  # fmt: skip
 MISTAKE, INTERRUPTED = 2, 130
 

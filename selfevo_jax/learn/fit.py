@@ -89,11 +89,10 @@ class Fit:
     def run(self, on_step: Callable[[Mapping[str, Any]], None] | None) -> FitResult:
         """Goes on from the newest checkpoint to the last step."""
         begun = time.monotonic()
-        identity = self._identity()
-        checkpoints = Checkpoints(self.folder / "checkpoints", identity)
-        self.best = Checkpoints(self.folder / "best", identity, keep=1) if self.held else None
+        checkpoints = self._checkpoints("checkpoints")
+        self.best = self._checkpoints("best", keep=1) if self.held else None
         done, state = self._restore(checkpoints)
-        self.metrics = MetricsLog(self.folder, done)
+        self.metrics = MetricsLog(self.folder, done, writes=self._writes())
         self.course = Course(self.settings, self.metrics.rows)
         self.on_step = on_step
         try:
@@ -219,9 +218,19 @@ class Fit:
         self.best.wait()
         return self.best.restore(self.course.best_step, self.start)
 
+    def _checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
+        return Checkpoints(self.folder / name, self._identity(), keep=keep)
+
+    def _writes(self) -> bool:
+        """Whether this process is the one that writes the metrics."""
+        return jax.process_index() == 0
+
+    def _shards(self) -> int:
+        """Parts that the rows of a micro-batch are split into."""
+        return math.prod(self.base.mesh.shape[axis] for axis in BATCH_AXES)
+
     def _joined(self, examples, batch_size: int, steps: int) -> Joined:
-        settings, mesh = self.settings, self.base.mesh
-        shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+        settings, shards = self.settings, self._shards()
         batches = Batches(
             examples,
             batch_size=batch_size,

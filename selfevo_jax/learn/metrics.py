@@ -9,17 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 
 class MetricsLog:
     """Appends one line a step. `done`: steps already behind the fit; later lines are dropped.
 
-    On a pod only process 0 writes.
+    Of several processes only the one that `writes` touches the files.
     """
 
-    def __init__(self, folder: Path, done: int):
-        self._writes = jax.process_index() == 0
+    def __init__(self, folder: Path, done: int, *, writes: bool = True):
+        self._writes = writes
         self.rows: list[dict[str, Any]] = []
         self._files = {}
         folder.mkdir(parents=True, exist_ok=True)

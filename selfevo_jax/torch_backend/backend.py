@@ -6,15 +6,21 @@ computes with a model's weights is here.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxBackend, JaxModel, lineage_of
 from selfevo_jax.evolve.policy import Policy, Role
@@ -24,10 +30,13 @@ from selfevo_jax.models.lora import Adapter
 from selfevo_jax.records import Example, Pair, Prompt, Sample
 from selfevo_jax.sample.protocol import Generator
 from selfevo_jax.text.render import TokenExample, render_example
+from selfevo_jax.torch_backend.engine import Alone
 from selfevo_jax.torch_backend.generator import TorchGenerator
+from selfevo_jax.torch_backend.group import Group, choose_group
+from selfevo_jax.torch_backend.launch import run_group, write_job
 from selfevo_jax.torch_backend.lora import attached
 from selfevo_jax.torch_backend.model import Decoder, Layout
-from selfevo_jax.torch_backend.trainer import TorchTrainer
+from selfevo_jax.torch_backend.trainer import MakeEngine, TorchTrainer
 from selfevo_jax.weights.peft import save_peft
 
 TRAINER_VERSION = "torch-1"  # raised by hand like `evolve.backend.TRAINER_VERSION`
@@ -63,6 +72,12 @@ class TorchModel(JaxModel):
             self._generator = (folder, engine)
         return self._generator[1]
 
+    def release_decoder(self) -> None:
+        """Drops the weights, so that the processes of a training find the GPU's memory free."""
+        self.__dict__.pop("decoder", None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def release_generator(self) -> None:
         """Drops the engine and takes its adapter out of the decoder."""
         if self._generator is not None:
@@ -75,9 +90,19 @@ class TorchBackend(JaxBackend):
 
     trainer_version = TRAINER_VERSION
 
-    def __init__(self, config: FrozenConfigDict, progress: Progress) -> None:
+    def __init__(
+        self, config: FrozenConfigDict, progress: Progress, group: Group | None = None
+    ) -> None:
+        """`group`: the processes that train; None: chosen from the machine."""
         super().__init__(config, progress)
+        # JAX only plans and draws numbers here; on a GPU it would take most of the memory.
+        if not jax.config.jax_platforms:
+            jax.config.update("jax_platforms", "cpu")
         self.model = self._open(config.model)
+        if group is None:
+            group = choose_group(config.torch, os.environ, torch.cuda.device_count())
+            progress.say(group.told())
+        self._group = group
 
     def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
         """See `Backend.embedder`. Raises UserError for a model on a server."""
@@ -123,23 +148,67 @@ class TorchBackend(JaxBackend):
         store: Path,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
-        """See `Backend.fit`."""
+        """See `Backend.fit`: in this process, or in a group of them that is started for it."""
+        self.model.release_generator()
+        records, group = list(examples), self._group
+        origin = lineage_of(folder, start, reference)
+        stage = Stage(start.adapter, reference.adapter, folder, store, origin)
+        if group.deepspeed is None:
+            return self.fit_here(records, training, stage, on_step)
+        self.model.release_decoder()
+        job = {
+            "config": plain(self.config),
+            "kind": type(records[0]).__name__,
+            "training": dataclasses.asdict(training),
+            "stage": stage.to_json(),
+            "deepspeed": _text(group.deepspeed),
+        }
+        place = folder / "group"
+        write_job(place, job, [json.dumps(record.to_json()) for record in records])
+
+        def told(line: str) -> None:
+            on_step(1, f"loss {json.loads(line)['loss']:.4f}")
+
+        counts = run_group(group, place, folder / "metrics.jsonl", told)
+        shutil.rmtree(place)
+        return counts
+
+    def fit_here(
+        self,
+        examples: Sequence[Pair | Example],
+        training: Training,
+        stage: Stage,
+        on_step: Callable[[int, str], None],
+        *,
+        engine: MakeEngine = Alone,
+        processes: int = 1,
+        writes: bool = True,
+    ) -> dict[str, int]:
+        """`fit` in this process, which may be one of several; the first of them `writes`."""
         model, lora = self.model, training.fit.lora
-        model.release_generator()
         rendered = [self._rendered(example) for example in examples]
-        trainer = TorchTrainer(model.decoder, model.tokenizer, base_hash=model.files.hash)
+        trainer = TorchTrainer(
+            model.decoder,
+            model.tokenizer,
+            base_hash=model.files.hash,
+            engine=engine,
+            processes=processes,
+        )
         result = trainer.fit(
             rendered,
             training.objective,
             training.fit,
-            folder,
-            start=model.adapter(start.adapter)[0],
-            reference=model.applied(reference.adapter),
-            store=store,
+            stage.folder,
+            start=model.adapter(stage.start)[0],
+            reference=model.applied(stage.reference),
+            store=stage.store,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        origin, base = lineage_of(folder, start, reference), model.files.hash
-        save_peft(folder / "adapter", result.trained, lora, self.config.model, base, origin)
+        if writes:
+            save_peft(
+                stage.folder / "adapter", result.trained, lora,
+                self.config.model, model.files.hash, stage.origin,
+            )  # fmt: skip
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def _local(self, role: Role) -> TorchModel:
@@ -151,6 +220,35 @@ class TorchBackend(JaxBackend):
 
     def _open(self, source: str) -> TorchModel:
         return TorchModel(source, self.config.compute.to_dict(), self.progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A training's adapters to start from and to compare with, its folders, and its lineage."""
+
+    start: Path | None
+    reference: Path | None
+    folder: Path
+    store: Path
+    origin: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the processes of a group."""
+        paths = {name: _text(getattr(self, name)) for name in _PATHS}
+        return paths | {"origin": dict(self.origin)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Stage:
+        """The way back."""
+        paths = {name: None if saved[name] is None else Path(saved[name]) for name in _PATHS}
+        return cls(**paths, origin=saved["origin"])
+
+
+_PATHS = ("start", "reference", "folder", "store")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def _hidden(decoder: Decoder, adapter: Adapter | None, ids: Sequence[int]) -> torch.Tensor:

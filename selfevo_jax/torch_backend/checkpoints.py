@@ -1,9 +1,10 @@
 """Checkpoints of a torch fit: safetensors and JSON, no pickle.
 
     FOLDER/00000012/state.safetensors   every tensor of the state after 12 steps
-    FOLDER/00000012/meta.json           what must be equal for a resume to be exact
+    FOLDER/00000012/meta.json           its hash, and what must be equal for a resume to be exact
 
-A checkpoint is renamed into place when it is complete, so a kill leaves the one before.
+A checkpoint is renamed into place when it is complete, so a kill leaves the one before. Tensors
+are saved whole, under DeepSpeed too: a fit goes on with any number of processes.
 """
 
 from __future__ import annotations
@@ -19,53 +20,66 @@ import torch
 from flax.traverse_util import flatten_dict
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.weights.storage import atomic_folder
+from selfevo_jax.torch_backend.engine import Cell, Engine
+from selfevo_jax.weights.storage import atomic_folder, sha256_of_file
 
 STATE, META = "state.safetensors", "meta.json"
 
 
 class TorchCheckpoints:
-    """What `learn.checkpoints.Checkpoints` is, for nested dicts of tensors."""
+    """What `learn.checkpoints.Checkpoints` is, for nested dicts of an engine's cells."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, keep: int = 2):
+    def __init__(self, folder: Path, settings: Mapping[str, Any], engine: Engine, *, keep: int = 2):
+        self._folder, self._engine, self._keep = Path(folder), engine, keep
         # As it will be read back, so that tuples and lists compare equal.
-        self._folder, self._keep = Path(folder), keep
         self._settings = json.loads(json.dumps(dict(settings)))
 
     def latest(self) -> int | None:
         """The number of steps done in the newest complete checkpoint, None if there is none."""
-        return max(self._steps(), default=None)
+        return self._engine.same(max(self._steps(), default=0)) or None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Saves a tree of tensors as the state after `step` steps, and drops the oldest ones."""
-        if step in self._steps():
+        """Saves a tree of cells as the state after `step` steps, and drops the oldest ones."""
+        if self._engine.same(step in self._steps()):
             return
+        tensors = {}
+        for name, cell in _named(state).items():
+            value = self._engine.read(cell)  # a joint work of all processes
+            if self._engine.rank == 0:
+                tensors[name] = value.cpu().contiguous()
+        if self._engine.rank == 0:
+            self._write(step, tensors)
+
+    def _write(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: value.detach().cpu().contiguous()
-            for name, value in flatten_dict(dict(state), sep=" ").items()
-        }
         with atomic_folder(self._path(step)) as fresh:
-            safetensors.torch.save_file(tensors, fresh / STATE)
-            (fresh / META).write_text(json.dumps({"settings": self._settings}, indent=1))
+            safetensors.torch.save_file(dict(tensors), fresh / STATE)
+            meta = {"settings": self._settings, "sha256": sha256_of_file(fresh / STATE)}
+            (fresh / META).write_text(json.dumps(meta, indent=1))
         for old in sorted(self._steps())[: -self._keep]:
             shutil.rmtree(self._path(old))
 
     def restore(self, step: int, like: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Copies the state saved after `step` steps into the tensors of `like`, which it returns.
+        """Copies the state saved after `step` steps into the cells of `like`, which it returns.
 
-        Raises UserError when it was made with other settings.
+        Raises UserError when it was made with other settings or its file is damaged.
         """
         folder = self._path(step)
-        self._refuse_others(json.loads((folder / META).read_text())["settings"])
-        saved = safetensors.torch.load_file(folder / STATE)
-        into = flatten_dict(dict(like), sep=" ")
-        if saved.keys() != into.keys():
-            odd = sorted(saved.keys() ^ into.keys())[0]
-            raise UserError(f"{folder}: tensor {odd!r} does not fit this fit; use another folder")
-        with torch.no_grad():
-            for name, value in into.items():
-                value.copy_(saved[name])
+        meta = json.loads((folder / META).read_text())
+        self._refuse_others(meta["settings"])
+        if sha256_of_file(folder / STATE) != meta["sha256"]:
+            raise UserError(
+                f"{folder / STATE} is damaged: it has not the hash that {META} gives. Delete "
+                f"{folder}, and the fit goes on from the checkpoint before"
+            )
+        into = _named(like)
+        with safetensors.safe_open(folder / STATE, "pt") as saved:
+            if odd := sorted(saved.keys() ^ into.keys()):
+                raise UserError(
+                    f"{folder}: tensor {odd[0]!r} does not fit this fit; use another folder"
+                )
+            for name, cell in into.items():
+                self._engine.write(cell, saved.get_tensor(name))
         return like
 
     def preempted(self, step: int) -> bool:
@@ -99,3 +113,7 @@ class TorchCheckpoints:
                 + "; ".join(changed)
                 + ". Use the old settings or another folder"
             )
+
+
+def _named(state: Mapping[str, Any]) -> dict[str, Cell]:
+    return flatten_dict(dict(state), sep=" ")

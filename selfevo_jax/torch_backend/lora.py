@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,21 +48,33 @@ class Slot:
         return self.path[-1] in DECAYED
 
 
-def write_slots(slots: Iterable[Slot], tree: Mapping[str, Any]) -> None:
-    """Copies a tree into the parameters."""
+@torch.no_grad()
+def copy(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+    """Sets a parameter's values."""
+    parameter.copy_(value)
+
+
+def write_slots(
+    slots: Iterable[Slot],
+    tree: Mapping[str, Any],
+    put: Callable[[torch.nn.Parameter, torch.Tensor], None] = copy,
+) -> None:
+    """Copies a tree into the parameters, each by `put`."""
     flat = {path: np.asarray(value) for path, value in flatten_dict(dict(tree)).items()}
-    with torch.no_grad():
-        for slot in slots:
-            value = flat[slot.path] if slot.layer is None else flat[slot.path][slot.layer]
-            slot.parameter.copy_(tensor(value.T if slot.transposed else value))
+    for slot in slots:
+        value = flat[slot.path] if slot.layer is None else flat[slot.path][slot.layer]
+        put(slot.parameter, tensor(value.T if slot.transposed else value))
 
 
-def read_slots(slots: Iterable[Slot]) -> dict[str, Any]:
-    """The parameters as a tree of numpy arrays."""
+def read_slots(
+    slots: Iterable[Slot],
+    get: Callable[[torch.nn.Parameter], torch.Tensor] = torch.nn.Parameter.detach,
+) -> dict[str, Any]:
+    """The parameters as a tree of numpy arrays, each by `get`."""
     parts: dict[Path, list[np.ndarray]] = {}
     whole: dict[Path, np.ndarray] = {}
     for slot in slots:
-        value = numpy(slot.parameter)
+        value = numpy(get(slot.parameter))
         value = value.T if slot.transposed else value
         if slot.layer is None:
             whole[slot.path] = value

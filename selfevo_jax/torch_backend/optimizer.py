@@ -1,7 +1,8 @@
-"""AdamW and Lion as optax computes them, on lists of tensors, with clipping to a global norm.
+"""AdamW and Lion as optax computes them, as a torch optimiser, with clipping to a global norm.
 
 optax, not `torch.optim`: epsilon, the order of decay and step, and clipping are those of
-`learn/optimizer.py`, so that a fit takes the same course on either backend.
+`learn/optimizer.py`, so that a fit takes the same course on either backend. Every rule works on
+single elements, so DeepSpeed may hand it any pieces of the parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ MOMENTS = {"adamw": ("mu", "nu"), "lion": ("mu",)}
 _ADAM, _LION, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
 
 
-class Optimizer:
+class Optimizer(torch.optim.Optimizer):
     """State and update rule for `parameters`; `decayed[i]`: whether decay acts on the i-th.
 
     `rate` maps the number of steps done to a learning rate. Moments have their parameter's type,
@@ -40,42 +41,60 @@ class Optimizer:
                 f"learn.optimizer {name!r} is not there with backend=torch: use "
                 f"{' or '.join(MOMENTS)}, or backend=jax"
             )
-        self._name, self._rate, self._clip = name, rate, clip
-        self._parameters = list(parameters)
-        self._decay = [weight_decay if is_decayed else 0.0 for is_decayed in decayed]
-        self.moments = {
-            moment: [torch.zeros_like(p, requires_grad=False) for p in self._parameters]
-            for moment in MOMENTS[name]
-        }
-        self.count = 0
+        self.moments, self.clip = MOMENTS[name], clip
+        self._rule = {"adamw": self._adamw, "lion": self._lion}[name]
+        self._rate, self.count = rate, 0
+        groups: dict[float, list[Tensor]] = {}
+        for parameter, is_decayed in zip(parameters, decayed, strict=True):
+            groups.setdefault(weight_decay if is_decayed else 0.0, []).append(parameter)
+        super().__init__(
+            [{"params": of, "weight_decay": decay} for decay, of in groups.items()], {}
+        )
+
+    def begin(self, parameters: Sequence[Tensor]) -> None:
+        """Moments of zero for these tensors, which get them at their first step at the latest."""
+        for parameter in parameters:
+            self.state[parameter] = {
+                moment: torch.zeros_like(parameter, requires_grad=False) for moment in self.moments
+            }
 
     @torch.no_grad()
     def update(self) -> Tensor:
         """One step from the parameters' `grad`, which is then dropped: its norm before clipping."""
-        grads = [p.grad for p in self._parameters]
-        norm = torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
-        if self._clip is not None and norm >= self._clip:
-            grads = [grad / norm.to(grad.dtype) * self._clip for grad in grads]
-        step = {"adamw": self._adamw, "lion": self._lion}[self._name]
-        lr = float(self._rate(self.count))
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = torch.stack([p.grad.float().square().sum() for p in parameters]).sum().sqrt()
+        if self.clip is not None and norm >= self.clip:
+            for parameter in parameters:
+                parameter.grad = parameter.grad / norm.to(parameter.grad.dtype) * self.clip
+        self.step()
+        self.zero_grad()
         self.count += 1
-        for index, (parameter, grad) in enumerate(zip(self._parameters, grads, strict=True)):
-            direction = step(index, grad)
-            if self._decay[index]:
-                direction = direction + self._decay[index] * parameter
-            parameter.sub_(lr * direction)
-            parameter.grad = None
         return norm
 
-    def _adamw(self, index: int, grad: Tensor) -> Tensor:
-        (b1, b2), mu, nu = _ADAM, self.moments["mu"][index], self.moments["nu"][index]
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """The update rule on what has a gradient, at `count` steps done, which it leaves."""
+        lr = float(self._rate(self.count))
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter not in self.state:
+                    self.begin([parameter])
+                direction = self._rule(self.state[parameter], parameter.grad)
+                if group["weight_decay"]:
+                    direction = direction + group["weight_decay"] * parameter
+                parameter.sub_(lr * direction)
+
+    def _adamw(self, state: dict[str, Tensor], grad: Tensor) -> Tensor:
+        (b1, b2), mu, nu = _ADAM, state["mu"], state["nu"]
         mu.mul_(b1).add_(grad, alpha=1 - b1)
         nu.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        first, second = (_correction(decay, self.count) for decay in _ADAM)
+        first, second = (_correction(decay, self.count + 1) for decay in _ADAM)
         return (mu / first) / ((nu / second).sqrt() + _EPSILON)
 
-    def _lion(self, index: int, grad: Tensor) -> Tensor:
-        (b1, b2), mu = _LION, self.moments["mu"][index]
+    def _lion(self, state: dict[str, Tensor], grad: Tensor) -> Tensor:
+        (b1, b2), mu = _LION, state["mu"]
         direction = (b1 * mu + (1 - b1) * grad).sign()
         mu.mul_(b2).add_(grad, alpha=1 - b2)
         return direction

@@ -13,26 +13,24 @@ import jax
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from selfevo_jax.learn.batches import MicroBatch
-from selfevo_jax.learn.logps import DEFAULT_CHUNK
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.step import Frozen
 from selfevo_jax.models.lora import Adapter
-from selfevo_jax.torch_backend.lora import Slot, attached, base_slots, read_slots, write_slots
+from selfevo_jax.torch_backend.engine import Engine
+from selfevo_jax.torch_backend.lora import Slot, attached, read_slots, write_slots
 from selfevo_jax.torch_backend.losses import Sequences, loss_terms, metric_sums
-from selfevo_jax.torch_backend.model import Decoder, Layout
-from selfevo_jax.torch_backend.optimizer import Optimizer
+from selfevo_jax.torch_backend.model import Decoder
 
 
 class TorchSteps:
-    """Sums, gradients and updates of one fit on one device."""
+    """Sums, gradients and updates of one fit; each process of the engine has its share of rows."""
 
     def __init__(
-        self, decoder: Decoder, objective: Objective, slots: Sequence[Slot], optimizer: Optimizer
+        self, decoder: Decoder, objective: Objective, slots: Sequence[Slot], engine: Engine
     ):
-        self._decoder, self._objective, self._optimizer = decoder, objective, optimizer
+        self._decoder, self._objective, self._engine = decoder, objective, engine
         self._slots = list(slots)
 
     def sums(self, params: dict | None, adapter: Adapter | None, micro: MicroBatch) -> np.ndarray:
@@ -40,13 +38,13 @@ class TorchSteps:
         adapter, if given; dropout is off."""
         if params is None:
             return self._policy_sums(adapter, micro)
-        slots = base_slots(self._decoder)
-        now = read_slots(slots)
+        engine = self._engine
+        now = read_slots(self._slots, engine.weights)
         try:
-            write_slots(slots, params)
+            write_slots(self._slots, params, engine.lend)
             return self._policy_sums(adapter, micro)
         finally:
-            write_slots(slots, now)
+            write_slots(self._slots, now, engine.lend)
 
     def _policy_sums(self, adapter: Adapter | None, micro: MicroBatch) -> np.ndarray:
         with attached(self._decoder, adapter):
@@ -55,7 +53,9 @@ class TorchSteps:
     @torch.no_grad()
     def _own_sums(self, micro: MicroBatch) -> np.ndarray:
         self._decoder.module.eval()
-        return sequence_sums(self._decoder, micro).cpu().numpy()
+        nothing = Frozen(*[np.zeros_like(micro.counts_bek)] * 2)
+        mine, _ = self._engine.share(micro, nothing)
+        return self._engine.gathered(self._engine.forward(mine))
 
     def gradient(
         self,
@@ -74,11 +74,11 @@ class TorchSteps:
         totals: dict[str, float] = {}
         for index, (micro, others) in enumerate(batches):
             words = np.asarray(jax.random.key_data(jax.random.fold_in(key, index)), np.int64)
-            torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+            torch.manual_seed((int(words[0]) << 31 ^ int(words[1])) + self._engine.rank)
             loss, sums = self._loss(micro, others, denominators, kl)
-            loss.backward()
+            self._engine.backward(loss, last=index == len(batches) - 1)
             totals = _added(totals, sums)
-        return None, totals
+        return None, self._engine.added(totals)
 
     @torch.no_grad()
     def evaluate(
@@ -90,7 +90,7 @@ class TorchSteps:
         totals: dict[str, float] = {}
         for micro, others in batches:
             totals = _added(totals, self._loss(micro, others, denominators, 0.0)[1])
-        return totals
+        return self._engine.added(totals)
 
     def kl(
         self, trainable: Any, frozen: Any, batches: Sequence[tuple[MicroBatch, Frozen]]
@@ -105,7 +105,7 @@ class TorchSteps:
 
     def update(self, trainable: Any, state: Any, grads: None) -> tuple[Any, Any, float]:
         """One optimiser step in place: (trainable, state, gradient norm before clipping)."""
-        return trainable, state, float(self._optimizer.update())
+        return trainable, state, self._engine.update()
 
     def _of_batch(self, batches) -> list[Tensor]:
         """The denominators of the loss's terms over a whole batch."""
@@ -120,10 +120,12 @@ class TorchSteps:
     def _loss(
         self, micro: MicroBatch, others: Frozen, denominators: list[Tensor], kl: float
     ) -> tuple[Tensor, dict[str, float]]:
+        """This process's part of the loss and of the metrics' sums."""
         device = self._decoder.device
+        micro, others = self._engine.share(micro, others)
         given = (micro.counts_bek, others.reference_bek, others.anchor_bek)
         sequences = Sequences(
-            sequence_sums(self._decoder, micro), *(torch.from_numpy(x).to(device) for x in given)
+            self._engine.forward(micro), *(torch.from_numpy(x).to(device) for x in given)
         )
         terms = loss_terms(self._objective, sequences, float(kl))
         loss = sum(
@@ -132,36 +134,6 @@ class TorchSteps:
         )
         sums = {"loss": loss, **metric_sums(self._objective, sequences)}
         return loss, {name: float(value.detach()) for name, value in sums.items()}
-
-
-def sequence_sums(decoder: Decoder, micro: MicroBatch) -> Tensor:
-    """Weighted log-prob sums of every sequence of a micro-batch, float32 [b, e, k]."""
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(decoder.device)
-
-    layout = Layout(put(micro.positions_bt), put(micro.segments_bt), put(micro.branches_bt))
-    hidden_btd = decoder.hidden(put(micro.tokens_bt).long(), layout, layout)
-    places_bm1 = put(micro.predict_from_bm).long()[:, :, None]
-    hidden_bmd = hidden_btd.gather(1, places_bm1.expand(-1, -1, hidden_btd.shape[-1]))
-    logps_bm = _target_logps(decoder, hidden_bmd, put(micro.targets_bm).long())
-    rows, examples, completions = micro.counts_bek.shape
-    sums_bs = torch.zeros((rows, examples * completions), device=decoder.device)
-    sums_bs = sums_bs.scatter_add(
-        1, put(micro.sequences_bm).long(), logps_bm * put(micro.weights_bm)
-    )
-    return sums_bs.reshape(rows, examples, completions)
-
-
-def _target_logps(decoder: Decoder, hidden_bmd: Tensor, targets_bm: Tensor) -> Tensor:
-    """log softmax(head(hidden))[target] [b, m], `DEFAULT_CHUNK` targets' logits at a time."""
-
-    def chunk(hidden_bcd: Tensor, targets_bc: Tensor) -> Tensor:
-        logps_bcv = decoder.logits(hidden_bcd).log_softmax(-1)
-        return logps_bcv.gather(2, targets_bc[:, :, None])[:, :, 0]
-
-    parts = zip(hidden_bmd.split(DEFAULT_CHUNK, 1), targets_bm.split(DEFAULT_CHUNK, 1), strict=True)
-    return torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts], 1)
 
 
 def _added(totals: dict[str, float], sums: dict[str, float]) -> dict[str, float]:

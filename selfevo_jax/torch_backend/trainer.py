@@ -1,4 +1,4 @@
-"""`TorchTrainer`: the same fits as `JaxTrainer`, computed by torch on one device.
+"""`TorchTrainer`: the same fits as `JaxTrainer`, computed by torch, alone or under DeepSpeed.
 
 Batches, order, seeds, start, schedule, metrics and files are those of `learn/fit.py`, whose plan
 and loop run unchanged; only what a step computes, and how its state is saved, is torch's.
@@ -7,8 +7,8 @@ and loop run unchanged; only what a step computes, and how its state is saved, i
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ import jax
 
 from selfevo_jax.learn.batches import check_examples
 from selfevo_jax.learn.fit import Base, Fit
-from selfevo_jax.learn.held_out import Course
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.metrics import MetricsLog
 from selfevo_jax.learn.protocol import FitResult, FitSettings
 from selfevo_jax.models.lora import Adapter, adapter
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.text.render import TokenExample
 from selfevo_jax.torch_backend.checkpoints import TorchCheckpoints
+from selfevo_jax.torch_backend.engine import Alone, Cell, Engine
 from selfevo_jax.torch_backend.lora import (
     Slot,
     attached,
@@ -35,12 +34,25 @@ from selfevo_jax.torch_backend.model import Decoder
 from selfevo_jax.torch_backend.optimizer import Optimizer
 from selfevo_jax.torch_backend.step import TorchSteps
 
+MakeEngine = Callable[[Decoder, Optimizer], Engine]
+
 
 class TorchTrainer:
-    """`Trainer` on a transformers decoder. `tokenizer` only gives its hash to the store."""
+    """`Trainer` on a transformers decoder. `tokenizer` only gives its hash to the store.
 
-    def __init__(self, decoder: Decoder, tokenizer: Any = None, *, base_hash: str):
-        self.decoder = decoder
+    `engine` computes the steps: `Alone`, or a `Zero` in each process of a group of `processes`.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Any = None,
+        *,
+        base_hash: str,
+        engine: MakeEngine = Alone,
+        processes: int = 1,
+    ):
+        self.decoder, self._engine, self._processes = decoder, engine, processes
         self._hash = f"{base_hash}+torch"  # its sums differ from JAX's in the last bits
         self._tokenizer_hash = "none" if tokenizer is None else tokenizer.hash
 
@@ -64,25 +76,37 @@ class TorchTrainer:
             examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
         )
         whole = None if settings.lora else read_slots(base_slots(decoder))
-        base = Base(
+        base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),
-            self._hash, self._tokenizer_hash,
+            self._hash, self._tokenizer_hash, self._processes,
         )  # fmt: skip
         fit = TorchFit(
             base, examples, objective, settings, Path(folder), start, reference, anchor, store
         )
-        return fit.run_on(decoder, on_step)
+        return fit.run_on(decoder, self._engine, on_step)
+
+
+@dataclass(frozen=True)
+class TorchBase(Base):
+    """`Base`, and the processes that share each micro-batch's rows; `params` only where trained."""
+
+    processes: int
 
 
 class TorchFit(Fit):
     """`Fit` with torch's steps and checkpoints."""
 
+    base: TorchBase
+
     def run_on(
-        self, decoder: Decoder, on_step: Callable[[Mapping[str, Any]], None] | None
+        self,
+        decoder: Decoder,
+        engine: MakeEngine,
+        on_step: Callable[[Mapping[str, Any]], None] | None,
     ) -> FitResult:
         """`Fit.run` on a decoder."""
         settings = self.settings
-        with self._training(decoder) as slots:
+        with self._trainable(decoder) as slots:
             self._slots = slots
             self._optimizer = Optimizer(
                 settings.optimizer,
@@ -92,12 +116,17 @@ class TorchFit(Fit):
                 weight_decay=settings.weight_decay,
                 clip=settings.clip,
             )
-            self.steps = TorchSteps(decoder, self.objective, slots, self._optimizer)
-            return self.run(on_step)
+            self._engine = engine(decoder, self._optimizer)
+            self.steps = TorchSteps(decoder, self.objective, slots, self._engine)
+            try:
+                return self.run(on_step)
+            finally:
+                if settings.lora is None:
+                    write_slots(slots, self.base.params, self._engine.lend)
 
     @contextlib.contextmanager
-    def _training(self, decoder: Decoder) -> Iterator[list[Slot]]:
-        """The parameters to train, at their start; the base is as before when it is over."""
+    def _trainable(self, decoder: Decoder) -> Iterator[list[Slot]]:
+        """The parameters to train, at their start."""
         lora = self.settings.lora
         if lora is not None:
             with attached(decoder, adapter(self.start, lora, train=True)) as slots:
@@ -109,53 +138,29 @@ class TorchFit(Fit):
         try:
             yield slots
         finally:
-            write_slots(slots, self.base.params)
             for slot in slots:
                 slot.parameter.requires_grad_(False)
 
-    def run(self, on_step: Callable[[Mapping[str, Any]], None] | None) -> FitResult:
-        """Goes on from the newest checkpoint to the last step."""
-        begun = time.monotonic()
-        identity = self._identity()
-        checkpoints = TorchCheckpoints(self.folder / "checkpoints", identity)
-        self.best = TorchCheckpoints(self.folder / "best", identity, keep=1) if self.held else None
-        done, state = self._restore(checkpoints)
-        self.metrics = MetricsLog(self.folder, done)
-        self.course = Course(self.settings, self.metrics.rows)
-        self.on_step = on_step
-        try:
-            if done < self.total and not self.course.stopped:
-                self._ask_frozen()
-                state = self._train(done, state, checkpoints)
-            trained = self._result(state["trainable"])
-        finally:
-            self.metrics.close()
-        return FitResult(
-            trained=trained,
-            lora=self.settings.lora,
-            metrics=self.metrics.rows,
-            steps=len(self.metrics.rows),
-            tokens=sum(row["tokens"] for row in self.metrics.rows),
-            seconds=time.monotonic() - begun,
-            adapter_shift=self._shift(trained),
-            best_step=self.course.best_step,
-        )
+    def _checkpoints(self, name: str, keep: int = 2) -> TorchCheckpoints:
+        return TorchCheckpoints(self.folder / name, self._identity(), self._engine, keep=keep)
+
+    def _writes(self) -> bool:
+        return self._engine.rank == 0
+
+    def _shards(self) -> int:
+        return self.base.processes
 
     def _flops(self, step: int) -> float:
         """Not counted: the peaks that a share is taken of are those of JAX's devices."""
         return 0.0
 
     def _restore(self, checkpoints: TorchCheckpoints) -> tuple[int, dict[str, Any]]:
-        """(steps done, the live state): what is saved lies in the decoder and the optimiser."""
-        names = [slot.name for slot in self._slots]
-        parameters = [slot.parameter for slot in self._slots]
-        state = {
-            "trainable": dict(zip(names, parameters, strict=True)),
-            "optimizer": {
-                moment: dict(zip(names, values, strict=True))
-                for moment, values in self._optimizer.moments.items()
-            },
+        """(steps done, the cells of the live state)."""
+        cells = {
+            moment: {slot.name: Cell(slot.parameter, moment) for slot in self._slots}
+            for moment in (None, *self._optimizer.moments)
         }
+        state = {"trainable": cells.pop(None), "optimizer": cells}
         done = checkpoints.latest()
         if done is None:
             return 0, state
@@ -167,4 +172,4 @@ class TorchFit(Fit):
         """The tree that the fit gives: the last, or the best by the held-out loss."""
         if self.settings.keep == "best":
             self.best.restore(self.course.best_step, last)
-        return read_slots(self._slots)
+        return read_slots(self._slots, self._engine.weights)

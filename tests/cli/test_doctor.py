@@ -1,0 +1,92 @@
+"""`selfevo doctor` on this machine, and what it says of machines that are not here."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from selfevo_jax import cli
+from selfevo_jax.cli.doctor import Finding, Hardware, examine, judge, mend
+
+NOTHING = Hardware((), 0, False)
+ONE = Hardware(("NVIDIA H100 80GB HBM3, 81559 MiB, 550.54",), 0, False)
+TWO = Hardware(ONE.gpus * 2, 0, False)
+TPU = Hardware((), 4, False)
+
+
+def answer(
+    platform: str, kind: str, works: bool = True, count: int = 1, memory: int | None = None
+) -> dict:
+    device = {"kind": kind, "memory": memory, "works": works}
+    return {"platform": platform, "devices": [device] * count, "step": 1.0}
+
+
+def test_it_tells_what_is_here_without_trying(capsys):
+    assert cli.main(["doctor", "--list"]) == 0
+    said = capsys.readouterr().out
+    for word in ("system: ", " cores, ", "GiB free", "packages: selfevo-jax 0", "jax 0."):
+        assert word in said
+
+
+def test_the_real_jax_of_this_machine_works():
+    found = examine("jax", NOTHING)
+    assert found.extras is None
+    assert found.text.startswith("works on 1 x cpu; a training step of a tiny model took ")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_the_real_torch_of_this_machine_works():
+    assert examine("torch", NOTHING).text.startswith("works on 1 x ")
+
+
+def test_a_backend_that_ends_badly_is_reported(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
+    found = examine("jax", NOTHING)
+    assert found.broken and "no_such_platform" in found.text
+    assert mend([found], NOTHING) == "pip install --force-reinstall 'selfevo_jax'"
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "hardware", "remedy"),
+    [
+        ("jax", answer("cpu", "cpu"), NOTHING, None),
+        ("jax", answer("gpu", "NVIDIA H100 80GB HBM3"), ONE, None),
+        ("jax", answer("cpu", "cpu"), ONE, "pip install 'selfevo_jax[cuda]'"),
+        ("jax", answer("cpu", "cpu"), TPU, "pip install 'selfevo_jax[tpu]'"),
+        ("torch", answer("cpu", "CPU"), TPU, None),
+        ("torch", answer("cpu", "CPU"), ONE, "pip install --force-reinstall 'selfevo_jax[torch]'"),
+        ("jax", answer("gpu", "H100", False), ONE, "pip install --force-reinstall 'selfevo_jax'"),
+    ],
+)
+def test_what_an_answer_means(name, found, hardware, remedy):
+    assert mend([judge(name, found, hardware)], hardware) == remedy
+
+
+def test_one_command_mends_all():
+    ill = [Finding("jax", "blind", ("cuda",)), Finding("deepspeed", "missing", ("deepspeed",))]
+    assert mend(ill, TWO) == "pip install 'selfevo_jax[cuda,deepspeed]'"
+    assert "driver" in mend(ill, Hardware((), 0, True))
+
+
+def test_devices_of_a_kind_are_counted():
+    text = judge("jax", answer("gpu", "H100", count=8, memory=80 * 2**30), TWO).text
+    assert text.startswith("works on 8 x H100 (80 GiB); ")
+
+
+WITHOUT = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "jax", "transformers", "deepspeed"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from selfevo_jax import cli
+sys.exit(cli.main(["doctor", "--list"]))
+"""
+
+
+def test_it_needs_neither_torch_nor_jax():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "packages: " in done.stdout

@@ -1,0 +1,255 @@
+"""Which processes train, how they are started, and what is said when one of them fails."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfevo_jax.config import load_config
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.policy import Policy
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.training import training_of
+from selfevo_jax.records import Pair
+from selfevo_jax.torch_backend.backend import TorchBackend
+from selfevo_jax.torch_backend.group import Group, choose_group, read_hostfile
+from selfevo_jax.torch_backend.launch import WorkerError, commands
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"{ROOT / 'configs' / 'quickstart.py'}:tiny"
+NOTHING = {"processes": 0, "deepspeed": "", "hostfile": ""}
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install 'selfevo_jax[deepspeed]'",
+)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Puts shell programs on the PATH by name and body."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def put(name: str, body: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "size", "why"),
+    [(0, 0, 1, "0 GPUs here"), (1, 0, 1, "1 GPU here"), (0, 1, 1, "torch.processes=1")],
+)
+def test_one_process_needs_no_deepspeed(gpus, processes, size, why):
+    group = choose_group({**NOTHING, "processes": processes}, {}, gpus)
+    assert (group.size, group.deepspeed, group.reach) == (size, None, "local")
+    assert group.told() == f"training: 1 process ({why}), no DeepSpeed"
+
+
+@needs_deepspeed
+def test_every_gpu_gets_a_process():
+    group = choose_group(NOTHING, {"SLURM_JOB_NUM_NODES": "1"}, 8)
+    assert group.size == 8 and group.told().endswith("third_party/deepspeed/zero2.json")
+    assert group.told().startswith("training: 8 processes (8 GPUs here), DeepSpeed with ")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
+def test_without_deepspeed_the_command_that_installs_it_is_named():
+    with pytest.raises(UserError, match=r"pip install 'selfevo_jax\[torch,deepspeed\]'"):
+        choose_group(NOTHING, {}, 2)
+
+
+@needs_deepspeed
+def test_hosts_come_from_a_file_or_from_slurm(tmp_path, programs):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("# two machines\none slots=4\ntwo.local slots=4  # the second\n\n")
+    group = choose_group({**NOTHING, "hostfile": str(hostfile)}, {}, 1)
+    assert (group.hosts, group.size, group.reach) == (("one", "two.local"), 8, "ssh")
+    programs("scontrol", '[ "$*" = "show hostnames gpu[1-3]" ] && printf "gpu1\\ngpu2\\ngpu3\\n"')
+    slurm = {"SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "gpu[1-3]"}
+    group = choose_group(NOTHING, slurm, 2)
+    assert (group.hosts, group.size, group.reach) == (("gpu1", "gpu2", "gpu3"), 6, "slurm")
+
+
+def test_slurm_starts_one_agent_on_each_node(tmp_path):
+    (line,) = commands(Group(("gpu1", "gpu2"), 4, "slurm", "", None), tmp_path)
+    assert line[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert line[-4:-1] == [str(tmp_path), "2", "4"] and line[-1].startswith("gpu1:")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at least one host"),
+        ("one slots=4\ntwo slots=2\n", "same number of slots"),
+        ("one slots=4\none slots=4\n", "'one slots=4' is not a new host"),
+        ("-oProxyCommand=x slots=1\n", "is not a new host"),
+        ("one\n", "HOST slots=8"),
+    ],
+)
+def test_a_hostfile_that_does_not_serve_is_refused(text, message, tmp_path):
+    (tmp_path / "hosts").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_hostfile(tmp_path / "hosts")
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "message"),
+    [
+        ({}, {"WORLD_SIZE": "2"}, "without torchrun"),
+        ({"processes": -1}, {}, "torch.processes=-1"),
+        ({"deepspeed": "nowhere.json"}, {}, "nowhere.json.*third_party/deepspeed"),
+        ({"hostfile": "nowhere"}, {}, "hostfile nowhere does not exist"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(settings, environment, message):
+    with pytest.raises(UserError, match=message):
+        choose_group({**NOTHING, **settings}, environment, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"zero_optimization": {"stage": 1}}, "stage is 1; use 2 or 3"),
+        ({"zero_optimization": {"stage": 2}, "fp16": {}}, "sets 'fp16'"),
+        ([], "not a DeepSpeed configuration"),
+    ],
+)
+def test_a_deepspeed_file_that_does_not_serve_is_refused(content, message, tmp_path):
+    (tmp_path / "zero.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        choose_group({**NOTHING, "deepspeed": str(tmp_path / "zero.json")}, {}, 0)
+
+
+def backend(cache: Path, *overrides: str) -> tuple[TorchBackend, io.StringIO]:
+    said = io.StringIO()
+    progress = Progress(Console(file=said, soft_wrap=True))
+    return TorchBackend(load_config(CONFIG, ["backend=torch", *overrides]), progress), said
+
+
+def pairs(count: int, length: int = 3) -> list[Pair]:
+    asked = ({"role": "user", "content": "2 + 2"},)
+    return [
+        Pair.make(
+            prompt_id="p", chosen_id=f"c{i}", rejected_id="r", prompt=asked,
+            chosen="4" * (i % length + 1), rejected="5",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@needs_deepspeed
+def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
+    base = Policy("base", None)
+    losses, said_steps = {}, []
+    for count in (1, 2):
+        runs, said = backend(tmp_path, f"torch.processes={count}")
+        assert f"training: {count} process" in said.getvalue()
+        training = training_of(runs.config, learn={"lr": 0.02, "micro_rows": 2})
+        folder = tmp_path / f"fit{count}"
+        counts = runs.fit(
+            pairs(4), training, base, base, folder, lambda done, text: said_steps.append(text)
+        )
+        assert counts["steps"] > 0 and not (folder / "group").exists()
+        assert (folder / "adapter" / "adapter_model.safetensors").exists()
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        losses[count] = [json.loads(row)["loss"] for row in rows]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-5)
+    assert said_steps == [f"loss {loss:.4f}" for loss in losses[1]] * 2
+    # A user's mistake inside the group is his message, whichever process says it.
+    with pytest.raises(UserError, match="process [01] of 2 failed first"):
+        runs.fit(
+            pairs(4), training, Policy("lost", None, tmp_path / "none"), base, tmp_path / "fit3",
+            lambda done, text: None,
+        )  # fmt: skip
+
+
+def processes_of(folder: Path) -> dict[int, int]:
+    """rank -> process id of the workers of a job."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if b"selfevo_jax.torch_backend.worker" in words and str(folder).encode() in words:
+                settings = (place / "environ").read_bytes().split(b"\0")
+                rank = next(s for s in settings if s.startswith(b"RANK="))
+                found[int(rank.removeprefix(b"RANK="))] = int(place.name)
+    return found
+
+
+def wait_for(condition, seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@needs_deepspeed
+def test_one_killed_process_ends_the_group_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
+    runs, _ = backend(tmp_path, "torch.processes=2")
+    place, base = tmp_path / "fit" / "group", Policy("base", None)
+
+    def kill() -> None:
+        wait_for(lambda: len(processes_of(place)) == 2)
+        os.kill(processes_of(place)[1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(WorkerError, match="process 1 of 2 failed first.*SIGKILL"):
+        runs.fit(
+            pairs(4), training_of(runs.config), base, base, tmp_path / "fit", lambda *said: None
+        )
+    killer.join()
+    assert processes_of(place) == {}
+
+
+@needs_deepspeed
+def test_agents_on_two_hosts_join(tmp_path, programs, monkeypatch):
+    """`ssh` here runs the command on this machine: two agents of one process each."""
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
+             'exec sh -c "$4"')  # fmt: skip
+    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    runs, said = backend(tmp_path, f"torch.hostfile={tmp_path / 'hosts'}")
+    assert "1 process on each of 2 hosts" in said.getvalue()
+    base, training = Policy("base", None), training_of(runs.config)
+    counts = runs.fit(pairs(4), training, base, base, tmp_path / "fit", lambda *said: None)
+    assert counts["examples"] == 4
+    assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.1", "localhost"]
+    lines = (tmp_path / "lines").read_text()
+    assert "SELFEVO_CACHE=" in lines and "secret" not in lines
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_run_killed_in_training_leaves_no_process_and_goes_on(tmp_path):
+    workdir = tmp_path / "run"
+    few = ["prompts.n=24", "evaluate.n=4", "rounds=1", "torch.processes=2", "backend=torch"]
+    command = [sys.executable, "-m", "selfevo_jax.cli", "run", f"--config={CONFIG}",
+               f"--workdir={workdir}", *(f"--config.{text}" for text in few)]  # fmt: skip
+    environment = {**os.environ, "SELFEVO_CACHE": str(tmp_path)}
+    place = workdir / "round_01" / "train" / "group"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+        wait_for(lambda: len(processes_of(place)) == 2)
+        run.kill()
+    wait_for(lambda: not processes_of(place), 60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "summary.json").exists() and not place.exists()
