@@ -1,5 +1,6 @@
 """The model behind a run: opened for its hash, loaded only when a stage has something to do."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,8 @@ from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.merge import Part, merge_adapters
-from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.parallel.distributed import barrier, first, one_after_another
+from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
 from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
@@ -41,6 +43,7 @@ from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
+PROMPT_ROWS = 8  # prompts kept to be shared, all hosts together
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -108,7 +111,10 @@ def compute_of(config: Mapping[str, Any]) -> Compute:
 
 
 class JaxModel:
-    """A base model on a mesh, with its tokenizer; parameters are loaded at first use."""
+    """A base model on a mesh, with its tokenizer; parameters are loaded at first use.
+
+    Several hosts share the parameters for training; each samples with a copy on its own devices.
+    """
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
         """`compute`: the `compute` settings of a run (dtype, remat, mesh, slots, max_length)."""
@@ -119,7 +125,7 @@ class JaxModel:
     @cached_property
     def files(self) -> ModelFiles:
         """The opened files; no weights are read."""
-        return open_source(self.source)
+        return one_after_another(lambda: open_source(self.source))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -127,15 +133,29 @@ class JaxModel:
         return load_tokenizer(self.files.path)
 
     @cached_property
-    def mesh(self) -> Mesh:
-        """The device mesh of `compute.mesh`."""
+    def training_mesh(self) -> Mesh:
+        """The mesh of `compute.mesh`, over the devices of all hosts."""
         return make_mesh(self.settings["mesh"])
 
     @cached_property
+    def mesh(self) -> Mesh:
+        """The part of it that this host has for itself."""
+        return local_mesh(self.training_mesh)
+
+    @cached_property
     def params(self) -> dict:
-        """The base's parameters on the mesh."""
+        """The base's parameters on `mesh`."""
+        return self._load(self.mesh)
+
+    @cached_property
+    def training_params(self) -> dict:
+        """The base's parameters on `training_mesh`."""
+        alone = self.mesh == self.training_mesh
+        return self.params if alone else self._load(self.training_mesh)
+
+    def _load(self, mesh: Mesh) -> dict:
         config, dtype = self.files.config, self.compute.dtype
-        placed = shardings(abstract_params(config, dtype), self.mesh)
+        placed = shardings(abstract_params(config, dtype), mesh)
         with self.progress.busy(f"loading {self.source}"):
             return jax.block_until_ready(self.files.load(placed, dtype))
 
@@ -159,13 +179,20 @@ class JaxModel:
                 self.params,
                 self.tokenizer,
                 adapter=self.applied(folder),
-                slots=self.settings["slots"],
+                slots=self._share(self.settings["slots"]),
+                prompt_rows=self._share(PROMPT_ROWS),
                 max_length=min(self.settings["max_length"], self.files.config.max_position),
                 compute=self.compute,
                 mesh=self.mesh,
             )
             self._generator = (folder, engine)
         return self._generator[1]
+
+    def _share(self, rows: int) -> int:
+        """This host's share of so many rows of all hosts, as its mesh splits them evenly."""
+        split = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        whole = math.prod(self.training_mesh.shape[axis] for axis in BATCH_AXES)
+        return max(rows // whole, 1) * split
 
     def release_generator(self) -> None:
         """Drops the engine, so that its cache does not lie beside what training needs."""
@@ -261,11 +288,11 @@ class JaxBackend:
         rendered = [self._rendered(example) for example in examples]
         trainer = JaxTrainer(
             model.files.config,
-            model.params,
+            model.training_params,
             model.tokenizer,
             base_hash=model.files.hash,
             compute=model.compute,
-            mesh=model.mesh,
+            mesh=model.training_mesh,
         )
         result = trainer.fit(
             rendered,
@@ -276,8 +303,8 @@ class JaxBackend:
             reference=model.applied(reference.adapter),
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        tree = jax.device_get(result.trained)
-        save_peft(folder / "adapter", tree, lora, self.config.model, model.files.hash)
+        adapter_folder = folder / "adapter"
+        save_peft(adapter_folder, result.trained, lora, self.config.model, model.files.hash)
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def merge(
@@ -292,7 +319,9 @@ class JaxBackend:
             parts.append(Part(tree, lora, name=policy.name))
         tree, lora, _ = merge_adapters(parts, how, density=density, seed=self.config.seed)
         base = self.model.files.hash
-        save_peft(folder / "adapter", jax.device_get(tree), lora, self.config.model, base)
+        if first():
+            save_peft(folder / "adapter", tree, lora, self.config.model, base)
+        barrier()
         return {"adapters": len(parts)}
 
     def _rendered(self, example: Pair | Example) -> TokenExample:

@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
+from selfevo_jax.parallel.distributed import first
 
 
 class MetricsLog:
     """Appends one line a step. `done`: steps already behind the fit; later lines are dropped.
 
-    On a pod only process 0 writes.
+    With several hosts only host 0 writes.
     """
 
     def __init__(self, folder: Path, done: int):
-        self._writes = jax.process_index() == 0
+        self._writes = first()
         self.rows: list[dict[str, Any]] = []
         self._files = {}
         folder.mkdir(parents=True, exist_ok=True)
