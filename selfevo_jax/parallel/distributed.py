@@ -31,7 +31,7 @@ from selfevo_jax.parallel.preemption import Preempted, noticed
 
 T = TypeVar("T")
 LOST = 75  # exit status of a host that lost another one (EX_TEMPFAIL: trying again may do)
-SILENT_SECONDS = 30  # a host that is not heard of for so long is lost
+SILENT_SECONDS = 45  # a host that is not heard of for so long is lost
 LAST_WORDS_SECONDS = 3.0  # a host that leaves early waits so long for the others to read why
 POLL_MS = 1000  # between two waits a signal is heard
 DETECTED = ("auto", "tpu", "slurm")
@@ -165,10 +165,10 @@ class _Watch:
         self.leave("an error in a computation")
 
     def _look(self) -> None:
-        client, everyone = _client(), list(range(len(self._names)))
+        client, own, everyone = _client(), jax.process_index(), list(range(len(self._names)))
         while not self._left.wait(1.0):
             live = client.get_live_nodes(everyone)  # waits until all have asked, or are gone
-            gone = [self._names[host] for host in everyone if host not in live]
+            gone = [self._names[host] for host in everyone if host not in live and host != own]
             words = _asked("left")
             if self._left.is_set() or noticed():
                 continue
