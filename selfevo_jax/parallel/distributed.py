@@ -31,7 +31,7 @@ from selfevo_jax.parallel.preemption import Preempted, noticed
 
 T = TypeVar("T")
 LOST = 75  # exit status of a host that lost another one (EX_TEMPFAIL: trying again may do)
-SILENT_SECONDS = 45  # a host that is not heard of for so long is lost
+SILENT_SECONDS = 30  # a host that is not heard of for so long is lost
 LAST_WORDS_SECONDS = 3.0  # a host that leaves early waits so long for the others to read why
 POLL_MS = 1000  # between two waits a signal is heard
 DETECTED = ("auto", "tpu", "slurm")

@@ -16,7 +16,7 @@ SMALL = ("rounds=1", "prompts.n=16", "sample.n=16", "evaluate.n=8", "learn.lr=3e
 LIMIT = 600.0
 
 
-def free_port() -> int:
+def a_free_port() -> int:
     with socket.socket() as server:
         server.bind(("localhost", 0))
         return server.getsockname()[1]
@@ -43,7 +43,7 @@ class Run:
             f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny",
             *(f"--config.{text}" for text in self.overrides),
         ]  # fmt: skip
-        where = f"--cluster=localhost:{free_port()}"
+        where = f"--cluster=localhost:{a_free_port()}"
         for host in range(self.hosts):
             cluster = [where, f"--hosts={self.hosts}", f"--host={host}"] if self.hosts > 1 else []
             with open(self.said(host), "w") as out:
@@ -91,6 +91,11 @@ class Run:
 def shared_cache(tmp_path_factory) -> Path:
     """The random model and compiled programs, for all runs."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def free_port() -> int:
+    return a_free_port()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The miniature quickstart, told to stop (SIGTERM) at random moments: the undisturbed run's bytes."""
+"""The miniature quickstart, told to stop at random moments: the undisturbed run's bytes."""
 
 import random
 import signal
@@ -64,7 +64,10 @@ def test_stopped_five_times_gives_the_same_bytes(run, tmp_path):
 def test_two_hosts_stop_after_the_same_step(run, alone, tmp_path):
     """One of them is told; both save, end with the same status, and go on to the same losses."""
     two = run(tmp_path / "run", 2, 4, "learn.checkpoint_every=1000")
+    metrics = two.workdir / "round_01/train/metrics.jsonl"
     two.until("round_01/train/metrics.jsonl")
+    while not metrics.stat().st_size:
+        time.sleep(0.01)
     two.processes[1].send_signal(signal.SIGTERM)
     assert two.statuses() == [143, 143], two.said(0).read_text()[-3000:]
     saved = [int(path.name) for path in (two.workdir / "round_01/train/checkpoints").iterdir()]
