@@ -15,5 +15,5 @@ retry_on_workers all "$install"
 if [ -n "${TPU_NFS:-}" ]; then
     retry_on_workers all "mountpoint -q /mnt/selfevo || {
     sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/selfevo &&
-    sudo mount -t nfs $(printf '%q' "$TPU_NFS") /mnt/selfevo && sudo chmod 1777 /mnt/selfevo; }"
+    sudo mount -t nfs -o actimeo=1,lookupcache=none $(printf '%q' "$TPU_NFS") /mnt/selfevo && sudo chmod 1777 /mnt/selfevo; }"
 fi

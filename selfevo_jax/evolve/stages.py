@@ -29,7 +29,7 @@ from selfevo_jax.evolve.files import (
     write_json,
 )
 from selfevo_jax.evolve.journal import Entry, Journal, compact_json, finished, journal_key
-from selfevo_jax.parallel.distributed import agreed, barrier, first, own_name
+from selfevo_jax.parallel.distributed import agreed, barrier, first, name_on, own_name
 from selfevo_jax.records import Record, canonical_json
 
 RECORDS = "records.jsonl"
@@ -220,14 +220,16 @@ def run_stage(
 
 def _gather(path: Path, key: str) -> None:
     """Takes the journals of other hosts, of this run or of one that was killed, into the first."""
-    if others := _other_journals(path):
+    if others := sorted(path.glob(name_on("*", JOURNAL))):
         with contextlib.closing(Journal(path / JOURNAL, key)) as journal:
             journal.absorb(others)
 
 
 def _finish(folder: StageFolder, stage: Stage, journal: Journal) -> None:
     """Orders and seals what all hosts did; `journal` is that of host 0."""
-    journal.absorb(_other_journals(folder.path))
+    others = range(1, jax.process_count())
+    # By name: what a folder lists may be some seconds old on shared storage.
+    journal.absorb(folder.path / name_on(host, JOURNAL) for host in others)
     count = _write_ordered(folder.path, journal)
     if count < stage.least:
         raise UserError(
@@ -235,10 +237,6 @@ def _finish(folder: StageFolder, stage: Stage, journal: Journal) -> None:
         )
     folder.seal(stage, {"records": count, "inputs": len(journal.done)}, [RECORDS])
     journal.path.unlink()
-
-
-def _other_journals(path: Path) -> list[Path]:
-    return sorted(path.glob(JOURNAL.replace(".", "-*.", 1)))
 
 
 def _owed(items: Iterable[tuple[str, Any]], done: Container[int]) -> Iterator[Item]:

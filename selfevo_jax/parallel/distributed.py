@@ -203,10 +203,15 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def own_name(name: str) -> str:
+def name_on(host: int | str, name: str) -> str:
     """A file's name for what each host writes for itself: `log.jsonl`, on host 3 `log-3.jsonl`."""
     stem, dot, ending = name.partition(".")
-    return name if first() else f"{stem}-{jax.process_index()}{dot}{ending}"
+    return f"{stem}-{host}{dot}{ending}" if host else name
+
+
+def own_name(name: str) -> str:
+    """`name_on` this host."""
+    return name_on(jax.process_index(), name)
 
 
 def agreed(make: Callable[[], T]) -> T:

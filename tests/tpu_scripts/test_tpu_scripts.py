@@ -152,7 +152,10 @@ def test_a_shared_folder_is_mounted_where_one_is_given(cloud: Cloud) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     script = words.stdout.removeprefix("--command=")
-    assert "mount -t nfs 10.0.0.2:/runs\\ of\\ all /mnt/selfevo" in script
+    assert (
+        "mount -t nfs -o actimeo=1,lookupcache=none 10.0.0.2:/runs\\ of\\ all /mnt/selfevo"
+        in script
+    )
     subprocess.run(["bash", "-n", "-c", script], check=True)
 
 
