@@ -151,6 +151,7 @@ class Fit:
             if stop:
                 checkpoints.wait()
                 barrier()  # host 0 ends a save for all
+                preemption.heard()
                 raise preemption.Preempted(together=True)
             if self.course.stopped:
                 log.info("stopping early: the held-out loss was lowest after step %d",

@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.preemption import Preempted, noticed
+from selfevo_jax.parallel.preemption import Preempted, heard, noticed
 
 T = TypeVar("T")
 LOST = 75  # exit status of a host that lost another one (EX_TEMPFAIL: trying again may do)
@@ -99,6 +99,7 @@ def joined(cluster: Cluster | None) -> Iterator[None]:
         yield
         watch.end()
     except Preempted as preempted:
+        heard()
         if preempted.together:
             watch.end()
         else:
@@ -170,17 +171,17 @@ class _Watch:
             live = client.get_live_nodes(everyone)  # waits until all have asked, or are gone
             gone = [self._names[host] for host in everyone if host not in live and host != own]
             words = _asked("left")
-            if self._left.is_set() or noticed():
+            if self._left.is_set() or not (gone or words):
                 continue
-            if gone or words:
-                self._say_farewell()
-                lost = words or f"lost {', '.join(gone)}: nothing was heard from there any more"
-                print(
-                    f"error: {lost}. Everything finished is kept; start the same command on all "
-                    "hosts again",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-                os._exit(LOST)
+            if noticed() and self._left.wait(SILENT_SECONDS):
+                return  # this host was told to stop as well, and ends by itself
+            self._give_up(words or f"lost {', '.join(gone)}: nothing was heard from there any more")
+
+    def _give_up(self, why: str) -> None:
+        self._say_farewell()
+        kept = "Everything finished is kept; start the same command on all hosts again"
+        print(f"error: {why}. {kept}", file=sys.stderr, flush=True)
+        os._exit(LOST)
 
     def _say_farewell(self) -> None:
         with contextlib.suppress(BrokenPipeError):

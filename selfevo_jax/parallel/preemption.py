@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-_notice = threading.Event()
+_notice, _leaving = threading.Event(), threading.Event()
 _waiting = 0
 
 
@@ -30,8 +30,13 @@ def noticed() -> bool:
 def notice() -> None:
     """Takes the notice; raises `Preempted` unless the work that runs looks for it itself."""
     _notice.set()
-    if not _waiting:
+    if not _waiting and not _leaving.is_set():
         raise Preempted
+
+
+def heard() -> None:
+    """The work is ending: no notice is raised into what it still has to do."""
+    _leaving.set()
 
 
 @contextlib.contextmanager
@@ -41,6 +46,7 @@ def forgotten() -> Iterator[None]:
         yield
     finally:
         _notice.clear()
+        _leaving.clear()
 
 
 @contextlib.contextmanager

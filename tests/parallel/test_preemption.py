@@ -16,7 +16,7 @@ from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.parallel.mesh import make_mesh
-from selfevo_jax.parallel.preemption import Preempted, noticed, waiting
+from selfevo_jax.parallel.preemption import Preempted, heard, noticed, waiting
 from selfevo_jax.text.render import TokenExample, TokenSpan
 
 CONFIG = ModelConfig(
@@ -41,12 +41,7 @@ def trainer():
 def fit(trainer):
     """Fits 12 sequences in 6 steps into a folder; `at`: the step after which SIGTERM comes."""
     rng = np.random.default_rng(4)
-    examples = [
-        TokenExample(f"e{i}", *(
-            part(rng.integers(1, 96, 9), loss) for part, loss in ((span, False), (spans, True))
-        ))
-        for i in range(12)
-    ]  # fmt: skip
+    examples = [TokenExample(f"e{i}", span(rng, False), (span(rng, True),)) for i in range(12)]
 
     def run(folder, at=None, **settings):
         def on_step(row):
@@ -59,12 +54,8 @@ def fit(trainer):
     return run
 
 
-def span(tokens, loss):
-    return TokenSpan(tokens.astype(np.int32), np.full(len(tokens), loss))
-
-
-def spans(tokens, loss):
-    return (span(tokens, loss),)
+def span(rng, loss):
+    return TokenSpan(rng.integers(1, 96, 9).astype(np.int32), np.full(9, loss))
 
 
 def saved(folder) -> list[int]:
@@ -77,6 +68,14 @@ def test_outside_a_fit_it_ends_the_command_at_once():
         term()
         time.sleep(5)
     assert time.monotonic() - began < 4
+    assert not noticed()
+
+
+def test_once_heard_it_does_not_disturb_the_end():
+    with insistent_interrupts():
+        heard()
+        term()
+        time.sleep(1.5)  # it would be raised again after one second
     assert not noticed()
 
 
