@@ -68,7 +68,7 @@ def _report(workdir: Path) -> str:
 
 def _cluster(arguments: argparse.Namespace):
     """What --cluster, --hosts and --host say; None for a run on this machine alone."""
-    from selfevo_jax.parallel.distributed import Cluster
+    from selfevo_jax.parallel.cluster import Cluster
 
     if arguments.cluster is not None:
         return Cluster(arguments.cluster, arguments.hosts, arguments.host)

@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.cluster import Cluster
 from selfevo_jax.parallel.preemption import Preempted, heard, noticed
 
 T = TypeVar("T")
@@ -34,53 +34,8 @@ LOST = 75  # exit status of a host that lost another one (EX_TEMPFAIL: trying ag
 SILENT_SECONDS = 30  # a host that is not heard of for so long is lost
 LAST_WORDS_SECONDS = 3.0  # a host that leaves early waits so long for the others to read why
 POLL_MS = 1000  # between two waits a signal is heard
-DETECTED = ("auto", "tpu", "slurm")
 
 _numbers = itertools.count()  # of the questions that all hosts ask in the same order
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """How the hosts of a run find each other.
-
-    `where`: `auto`, `tpu` (metadata of the VM) or `slurm` (variables of the job step), or the
-    address HOST:PORT of host 0, with the number of `hosts` and which one this is (`host`).
-    Raises `UserError` for anything else.
-    """
-
-    where: str
-    hosts: int | None = None
-    host: int | None = None
-
-    def __post_init__(self) -> None:
-        told = self.hosts is not None and self.host is not None
-        if self.where in DETECTED:
-            if self.hosts is not None or self.host is not None:
-                raise UserError(f"--cluster={self.where} finds --hosts and --host itself")
-        elif not self.where.rpartition(":")[2].isdigit() or ":" not in self.where:
-            raise UserError(f"--cluster={self.where}: use {', '.join(DETECTED)} or HOST:PORT")
-        elif not told or not 0 <= self.host < self.hosts:
-            raise UserError(
-                f"--cluster={self.where} needs --hosts=N and --host=I, with I from 0 to N - 1"
-            )
-
-    def arguments(self) -> dict[str, Any]:
-        """For `jax.distributed.initialize`."""
-        if self.where not in DETECTED:
-            return {
-                "coordinator_address": self.where,
-                "num_processes": self.hosts,
-                "process_id": self.host,
-                "cluster_detection_method": "deactivate",
-            }
-        method = {"slurm": {"cluster_detection_method": "slurm"}}.get(self.where, {})
-        return method | {"local_device_ids": _slurm_devices()}
-
-
-def _slurm_devices() -> list[int] | None:
-    """All GPUs of the node for the one task that runs there; JAX would give it the first."""
-    gpus, tasks = os.environ.get("SLURM_GPUS_ON_NODE"), os.environ.get("SLURM_NTASKS_PER_NODE")
-    return list(range(int(gpus))) if gpus and tasks == "1" else None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ import jax
 
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.presets import preset
-from selfevo_jax.parallel.distributed import Cluster, joined, spread
+from selfevo_jax.parallel.cluster import Cluster
+from selfevo_jax.parallel.distributed import joined, spread
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.weights.model_files import save_model

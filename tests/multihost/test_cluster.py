@@ -4,7 +4,7 @@ import pytest
 
 from selfevo_jax.cli import main
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.distributed import Cluster
+from selfevo_jax.parallel.cluster import Cluster
 
 
 def test_explicit_hosts():
