@@ -25,7 +25,7 @@ def add(verbs) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="what to run")
     parser.add_argument("--workdir", required=True, type=Path, help="where everything is kept")
     parser.add_argument(
-        "--cluster", metavar="WHERE", help="several hosts: auto | tpu | slurm | HOST:PORT of host 0"
+        "--cluster", metavar="WHERE", help="several hosts: auto | slurm | HOST:PORT of host 0"
     )
     parser.add_argument("--hosts", type=int, help="with --cluster=HOST:PORT: how many there are")
     parser.add_argument("--host", type=int, help="with --cluster=HOST:PORT: which one this is")

@@ -8,14 +8,14 @@ from typing import Any
 
 from selfevo_jax.errors import UserError
 
-DETECTED = ("auto", "tpu", "slurm")
+DETECTED = ("auto", "slurm")
 
 
 @dataclass(frozen=True)
 class Cluster:
     """Where the hosts meet.
 
-    `where`: `auto`, `tpu` (metadata of the VM) or `slurm` (variables of the job step), or the
+    `where`: `slurm` (variables of the job step), `auto` (a TPU VM's metadata, or Slurm), or the
     address HOST:PORT of host 0, with the number of `hosts` and which one this is (`host`).
     Raises `UserError` for anything else.
     """
@@ -45,8 +45,8 @@ class Cluster:
                 "process_id": self.host,
                 "cluster_detection_method": "deactivate",
             }
-        method = {"slurm": {"cluster_detection_method": "slurm"}}.get(self.where, {})
-        return method | {"local_device_ids": _slurm_devices()}
+        method = "slurm" if self.where == "slurm" else None
+        return {"cluster_detection_method": method, "local_device_ids": _slurm_devices()}
 
 
 def _slurm_devices() -> list[int] | None:

@@ -74,7 +74,7 @@ def _meet(cluster: Cluster) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(**cluster.arguments(), heartbeat_timeout_seconds=SILENT_SECONDS)
-    except (ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise UserError(
             f"--cluster={cluster.where}: the hosts did not meet ({why}); start the same command "

@@ -1,5 +1,8 @@
 """What --cluster says."""
 
+import subprocess
+import sys
+
 import pytest
 
 from selfevo_jax.cli import main
@@ -20,6 +23,23 @@ def test_explicit_hosts():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(UserError, match="--cluster"):
         Cluster(*wrong)
+
+
+@pytest.mark.parametrize("where", ["auto", "slurm"])
+def test_where_no_cluster_is_the_hosts_do_not_meet(where):
+    """In a process of its own, for joining changes JAX's settings."""
+    code = f"""
+from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.cluster import Cluster
+from selfevo_jax.parallel.distributed import joined
+try:
+    with joined(Cluster({where!r})):
+        print("joined")
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith(f"--cluster={where}: the hosts did not meet"), done
 
 
 def test_a_task_alone_on_its_node_gets_all_gpus(monkeypatch):
