@@ -50,13 +50,18 @@ def pairs():
     ]
 
 
+def some_noise(leaf):
+    """Not zero, as a fresh `b` is; small, so that no loss saturates and magnifies rounding."""
+    return leaf + 0.02 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype("f4")
+
+
 def loss_and_gradient(config, mesh, params, lora):
     """A whole batch of DPO with an SFT term; `lora` None trains all parameters."""
-    objective = Objective("dpo", beta=0.3, sft_weight=0.5)
+    objective = Objective("dpo", beta=0.1, sft_weight=0.5)
     params = jax.device_put(params, shardings(params, mesh))
     tree = params
     if lora is not None:
-        tree = jax.tree.map(lambda leaf: leaf + 0.05, init_lora(config, lora, jax.random.key(2)))
+        tree = jax.tree.map(some_noise, init_lora(config, lora, jax.random.key(2)))
         tree = jax.device_put(tree, shardings(tree, mesh))
     steps = Steps(
         Recipe(config, objective, lora),
@@ -64,7 +69,7 @@ def loss_and_gradient(config, mesh, params, lora):
     )  # fmt: skip
     plan = Batches(pairs(), batch_size=16, steps=1, seed=0, rows=ROWS, row_length=64)
     micros = [
-        (micro, Frozen(np.full_like(micro.counts_bek, -20), np.zeros_like(micro.counts_bek)))
+        (micro, Frozen(-np.log(96) * micro.counts_bek, np.zeros_like(micro.counts_bek)))
         for micro in plan.micro_batches(0)
     ]
     frozen = {} if lora is None else params
