@@ -68,6 +68,7 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "micro_rows": 1,  # packed rows computed at a time
                 "row_length": placeholder(int),  # tokens of a packed row; none: what wastes least
                 "checkpoint_every": 50,  # steps
+                "checkpoint_seconds": 600.0,  # and at least so often
                 "optimizer": "adamw",  # adamw | adafactor | lion
                 "eval_share": 0.0,  # of the prompts, held out and only measured
                 "eval_every": 50,  # steps

@@ -3,6 +3,7 @@
 #   TPU_NAME TPU_PROJECT TPU_ZONE     which machine (needed)
 #   TPU_TYPE=v5litepod-16             accelerator type     TPU_RUNTIME=v2-alpha-tpuv5-lite
 #   TPU_SPOT=1                        spot capacity, which may be taken away; 0 for on demand
+#   TPU_NFS=                          server:/share that setup.sh mounts on every worker as /mnt/selfevo
 #   SECRETS_FILE=                     a file of NAME=value lines, readable by you alone; it travels as a
 #                                     file and is read on the workers, so no secret is on a command line
 #   TRIES=4 RETRY_SECONDS=10          attempts at a step, and the first pause; each pause doubles

@@ -22,12 +22,13 @@ from selfevo_jax.cli import (
 )
 from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.preemption import Preempted
 
 COMMANDS = (
     run, sample, serve, judge, evaluate, report, compare,
     data, import_, export, merge, compile, doctor, env,
 )  # fmt: skip
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, PREEMPTED = 2, 130, 143
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status (0, 2 for a mistake, 130 when interrupted)."""
+    """Runs one command; returns the exit status: 0, 2 for a mistake, 130 when interrupted, 143
+    when told to stop by SIGTERM."""
     arguments, rest = parser().parse_known_args(argv)
     try:
         with insistent_interrupts():
@@ -52,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print(
-            "interrupted; everything finished is kept, and the same command goes on from here",
-            file=sys.stderr,
+    except (KeyboardInterrupt, Preempted) as error:
+        told, status = (
+            ("told to stop", PREEMPTED)
+            if isinstance(error, Preempted)
+            else ("interrupted", INTERRUPTED)
         )
-        return INTERRUPTED
+        kept = "everything finished is kept, and the same command goes on from here"
+        print(f"{told}; {kept}", file=sys.stderr)
+        return status
     except BrokenPipeError:
         sys.stderr.close()
         return 1

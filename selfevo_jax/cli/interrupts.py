@@ -1,6 +1,6 @@
-"""Ctrl-C that cannot be lost.
+"""Ctrl-C and SIGTERM that cannot be lost.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. Inside a callback that
+Python raises an exception wherever the main thread happens to be. Inside a callback that
 C code has called (a destructor, a garbage-collection hook of JAX) the exception is printed and
 dropped, and the command would go on as if nothing had been asked.
 """
@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from selfevo_jax.parallel import preemption
+
 AGAIN_SECONDS = 1.0
 # Callbacks that drop what is raised in them; there, the interrupt waits for its next turn.
 DEAF = frozenset({"_xla_gc_callback", "__del__"})
@@ -21,33 +23,45 @@ DEAF = frozenset({"_xla_gc_callback", "__del__"})
 
 @contextmanager
 def insistent_interrupts() -> Iterator[None]:
-    """Within the block, an interrupt is raised again every second until the block is left.
+    """Within the block, an interrupt (`KeyboardInterrupt`) or SIGTERM (`Preempted`) is raised
+    again every second until the block is left.
 
     Does nothing outside the main thread, where signals cannot be handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    with preemption.forgotten(), _insisted(signal.SIGINT, _interrupt):
+        with _insisted(signal.SIGTERM, preemption.notice):
+            yield
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _insisted(number: signal.Signals, act) -> Iterator[None]:
     left = threading.Event()
 
     def insist() -> None:
         while not left.wait(AGAIN_SECONDS):
-            _thread.interrupt_main(signal.SIGINT)
+            _thread.interrupt_main(number)
 
     again = threading.Thread(target=insist, daemon=True)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def handle(_: int, frame: FrameType | None) -> None:
         if again.ident is None:
             again.start()
         if not _deaf(frame):
-            raise KeyboardInterrupt
+            act()
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = signal.signal(number, handle)
     try:
         yield
     finally:
         left.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
 
 
 def _deaf(frame: FrameType | None) -> bool:

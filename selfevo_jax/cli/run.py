@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfevo_jax.cli.common import nothing_left, verb
+from selfevo_jax.errors import UserError
 
 PREFIX = "--config."
-OPTIONS = ("--config", "--workdir", "--dry-run", PREFIX)
+OPTIONS = ("--config", "--workdir", "--cluster", "--hosts", "--host", "--dry-run", PREFIX)
 
 
 def add(verbs) -> None:
@@ -23,6 +24,11 @@ def add(verbs) -> None:
     parser.allow_abbrev = False
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="what to run")
     parser.add_argument("--workdir", required=True, type=Path, help="where everything is kept")
+    parser.add_argument(
+        "--cluster", metavar="WHERE", help="several hosts: auto | slurm | HOST:PORT of host 0"
+    )
+    parser.add_argument("--hosts", type=int, help="with --cluster=HOST:PORT: how many there are")
+    parser.add_argument("--host", type=int, help="with --cluster=HOST:PORT: which one this is")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
         "--config.KEY",
@@ -41,17 +47,34 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     config = load_config(arguments.config, overrides)
     from selfevo_jax.evolve.launch import launch
     from selfevo_jax.evolve.progress import Progress
+    from selfevo_jax.parallel.distributed import agreed, first, joined
 
-    progress = Progress()
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
-    launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
-    if not arguments.dry_run:
-        from selfevo_jax.cli.report import write
-
-        summary, page = write(arguments.workdir)
-        progress.say(f"finished: {summary}, {page}")
+    with joined(_cluster(arguments)):
+        progress = Progress(quiet=not first())
+        launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
+        if not arguments.dry_run:
+            written = agreed(lambda: _report(arguments.workdir))
+            progress.say(f"finished: {written}")
     return 0
+
+
+def _report(workdir: Path) -> str:
+    from selfevo_jax.cli.report import write
+
+    return ", ".join(map(str, write(workdir)))
+
+
+def _cluster(arguments: argparse.Namespace):
+    """What --cluster, --hosts and --host say; None for a run on this machine alone."""
+    from selfevo_jax.parallel.cluster import Cluster
+
+    if arguments.cluster is not None:
+        return Cluster(arguments.cluster, arguments.hosts, arguments.host)
+    if arguments.hosts is not None or arguments.host is not None:
+        raise UserError("--hosts and --host go with --cluster=HOST:PORT of host 0")
+    return None
 
 
 def split_overrides(rest: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,5 +1,6 @@
 """The model behind a run: opened for its hash, loaded only when a stage has something to do."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,8 @@ from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.models.quantize import KINDS, quantize_base
-from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.parallel.distributed import barrier, first, one_after_another
+from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
 from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
@@ -42,6 +44,7 @@ from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
+PROMPT_ROWS = 8  # prompts kept to be shared, all hosts together
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -125,7 +128,10 @@ def quant_of(config: Mapping[str, Any]) -> str | None:
 
 
 class JaxModel:
-    """A base model on a mesh, with its tokenizer; parameters are loaded at first use."""
+    """A base model on a mesh, with its tokenizer; parameters are loaded at first use.
+
+    Several hosts share the parameters for training; each samples with a copy on its own devices.
+    """
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
         """`compute`: the `compute` settings of a run (dtype, remat, quant, mesh, slots, ...)."""
@@ -136,7 +142,7 @@ class JaxModel:
     @cached_property
     def files(self) -> ModelFiles:
         """The opened files; no weights are read."""
-        return open_source(self.source)
+        return one_after_another(lambda: open_source(self.source))
 
     @property
     def hash(self) -> str:
@@ -149,15 +155,29 @@ class JaxModel:
         return load_tokenizer(self.files.path)
 
     @cached_property
-    def mesh(self) -> Mesh:
-        """The device mesh of `compute.mesh`."""
+    def training_mesh(self) -> Mesh:
+        """The mesh of `compute.mesh`, over the devices of all hosts."""
         return make_mesh(self.settings["mesh"])
 
     @cached_property
+    def mesh(self) -> Mesh:
+        """The part of it that this host has for itself."""
+        return local_mesh(self.training_mesh)
+
+    @cached_property
     def params(self) -> dict:
-        """The base's parameters on the mesh."""
+        """The base's parameters on `mesh`."""
+        return self._load(self.mesh)
+
+    @cached_property
+    def training_params(self) -> dict:
+        """The base's parameters on `training_mesh`."""
+        alone = self.mesh == self.training_mesh
+        return self.params if alone else self._load(self.training_mesh)
+
+    def _load(self, mesh: Mesh) -> dict:
         config, dtype = self.files.config, self.compute.dtype
-        placed = shardings(abstract_params(config, dtype), self.mesh)
+        placed = shardings(abstract_params(config, dtype), mesh)
         with self.progress.busy(f"loading {self.source}"):
             params = self.files.load(placed, dtype)
             if self.quant is not None:
@@ -184,13 +204,20 @@ class JaxModel:
                 self.params,
                 self.tokenizer,
                 adapter=self.applied(folder),
-                slots=self.settings["slots"],
+                slots=self._share(self.settings["slots"]),
+                prompt_rows=self._share(PROMPT_ROWS),
                 max_length=min(self.settings["max_length"], self.files.config.max_position),
                 compute=self.compute,
                 mesh=self.mesh,
             )
             self._generator = (folder, engine)
         return self._generator[1]
+
+    def _share(self, rows: int) -> int:
+        """This host's share of so many rows of all hosts, as its mesh splits them evenly."""
+        split = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        whole = math.prod(self.training_mesh.shape[axis] for axis in BATCH_AXES)
+        return max(rows // whole, 1) * split
 
     def release_generator(self) -> None:
         """Drops the engine, so that its cache does not lie beside what training needs."""
@@ -301,11 +328,11 @@ class JaxBackend:
         rendered = [self._rendered(example) for example in examples]
         trainer = JaxTrainer(
             model.files.config,
-            model.params,
+            model.training_params,
             model.tokenizer,
             base_hash=model.files.hash,
             compute=model.compute,
-            mesh=model.mesh,
+            mesh=model.training_mesh,
         )
         result = trainer.fit(
             rendered,
@@ -317,9 +344,8 @@ class JaxBackend:
             store=store,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        tree = jax.device_get(result.trained)
-        origin = lineage_of(folder, start, reference)
-        save_peft(folder / "adapter", tree, lora, self.config.model, model.files.hash, origin)
+        origin, base = lineage_of(folder, start, reference), model.files.hash
+        save_peft(folder / "adapter", result.trained, lora, self.config.model, base, origin)
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def merge(
@@ -335,7 +361,9 @@ class JaxBackend:
         tree, lora, merged = merge_adapters(parts, how, density=density, seed=self.config.seed)
         origin = merged | {"hashes": {policy.name: policy.hash for policy in policies}}
         base = self.model.files.hash
-        save_peft(folder / "adapter", jax.device_get(tree), lora, self.config.model, base, origin)
+        if first():
+            save_peft(folder / "adapter", tree, lora, self.config.model, base, origin)
+        barrier()
         return {"adapters": len(parts)}
 
     def _rendered(self, example: Pair | Example) -> TokenExample:

@@ -17,6 +17,7 @@ from selfevo_jax.evolve.plan import Step
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder, Work, run_stage
 from selfevo_jax.evolve.views import R, Records, records
+from selfevo_jax.parallel.distributed import agreed, first
 
 UNKNOWN = "not known yet"
 
@@ -86,10 +87,11 @@ class Stages:
         if self.planning:  # counts as if nothing were there: a plan is the same at every start
             known = folder.content_hash() if state == "done" else None
             return records(stage.name, kind, folder, known, total if most is None else most)
-        if self._must_run(stage, folder):
+        if agreed(lambda: self._must_run(stage, folder)):
             with self.progress.stage(stage.name, total, recipe.unit) as bar:
                 run_stage(folder, stage, recipe.items(), recipe.work(), bar.advance, self.meter)
-        (folder.path / JOURNAL).unlink(missing_ok=True)
+        if first():
+            (folder.path / JOURNAL).unlink(missing_ok=True)
         return records(stage.name, kind, folder, folder.content_hash(), folder.count())
 
     def files(
@@ -114,14 +116,12 @@ class Stages:
         folder, state = self._note(stage, model, data, amount)
         if self.planning:
             return folder.path, folder.content_hash() if state == "done" else None
-        if self._must_run(stage, folder):
-            write_json(folder.path / "begun.json", {"key": stage.key})
+        if agreed(lambda: self._must_run(stage, folder)):
+            agreed(lambda: write_json(folder.path / "begun.json", {"key": stage.key}))
             with self.progress.stage(stage.name, None, "steps") as bar:
                 counts = make(folder.path, bar.advance)
-            made = [f"adapter/{file.name}" for file in (folder.path / "adapter").iterdir()]
-            metrics = ["metrics.jsonl"] if (folder.path / "metrics.jsonl").exists() else []
-            folder.seal(stage, counts, [*made, *metrics])
-        _tidy(folder.path)
+            agreed(lambda: _seal(folder, stage, counts))
+        agreed(lambda: _tidy(folder.path))
         return folder.path, folder.content_hash()
 
     def assert_unseen(self, inputs: Mapping[str, str | None]) -> None:
@@ -180,6 +180,12 @@ def _planned_state(stage: Stage, folder: StageFolder) -> str:
     if status == "part" or (status == "changed" and UNKNOWN in stage.inputs.values()):
         return "goes on"
     return {"done": "done", "new": "to do", "changed": f"again: {why}"}[status]
+
+
+def _seal(folder: StageFolder, stage: Stage, counts: Mapping[str, int]) -> None:
+    made = [f"adapter/{file.name}" for file in (folder.path / "adapter").iterdir()]
+    metrics = ["metrics.jsonl"] if (folder.path / "metrics.jsonl").exists() else []
+    folder.seal(stage, counts, [*made, *metrics])
 
 
 def _tidy(folder: Path) -> None:

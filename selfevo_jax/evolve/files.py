@@ -12,6 +12,7 @@ from typing import Any
 
 from selfevo_jax.errors import UserError
 
+LOCK = ".lock"
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -83,7 +84,7 @@ def locked(workdir: Path) -> Iterator[None]:
     behind by a killed run locks nothing.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,13 +4,16 @@ A line is `{"n":<position>,"id":"<input id>","out":[<records>],"crc":"<crc32>"}`
 `write`; the first line holds the stage's key. A line cut short by a kill or a power cut is dropped
 when the journal is opened again, and its input is owed again. Memory is that of the inputs that
 finished ahead of an earlier one, not of the file.
+
+Where several hosts share a stage, each appends to a journal of its own; host 0 takes them into one.
 """
 
+import contextlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,18 +58,18 @@ class Journal:
     """Appends to and reads back `path`. Opening drops a torn end and refuses damage before it."""
 
     def __init__(self, path: Path, key: str) -> None:
-        self.path = path
+        self.path, self._key = path, key
         self.done = Done()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._synced = time.monotonic()
-        end = self._scan(key)
+        end = self._scan()
         os.ftruncate(self._file, end)
         os.lseek(self._file, end, os.SEEK_SET)
         if end == 0:
             self._write(canonical_json({"key": key}).encode())
 
-    def _scan(self, key: str) -> int:
+    def _scan(self) -> int:
         """Marks what is done; returns the offset after the last whole line."""
         end = offset = 0
         torn: int | None = None
@@ -82,14 +85,14 @@ class Journal:
                         f"{self.path}:{torn} is damaged (its checksum does not match); restore the "
                         "file, or delete it and the stage starts again"
                     )
-                self._take(number, body, key)
+                self._take(number, body)
                 end = offset
         return end
 
-    def _take(self, number: int, body: bytes, key: str) -> None:
+    def _take(self, number: int, body: bytes) -> None:
         if number > 1:
-            self.done.add(int(body[len(b'{"n":') : body.index(b",")]))
-        elif json.loads(body)["key"] != key:
+            self.done.add(_position(body))
+        elif json.loads(body)["key"] != self._key:
             raise AssertionError(f"{self.path} belongs to another key")
 
     def append(self, entry: Entry) -> None:
@@ -108,6 +111,27 @@ class Journal:
             while line:
                 line = line[os.write(self._file, line) :]
 
+    def absorb(self, others: Iterable[Path]) -> None:
+        """Takes over what other hosts' journals have, and removes them.
+
+        Those of another stage are only removed.
+        """
+        for other in others:
+            if journal_key(other) == self._key:
+                with contextlib.closing(Journal(other, self._key)) as found:
+                    for entry in found.entries():
+                        if entry.position not in self.done:
+                            self.append(entry)
+                self.sync()
+            other.unlink()
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries in the order of the file."""
+        with open(self.path, "rb") as stream:
+            stream.readline()
+            for line in stream:
+                yield self._entry(line)
+
     def sync(self) -> None:
         """Everything appended so far is on the disk."""
         sync(self._file)
@@ -125,7 +149,7 @@ class Journal:
         with open(self.path, "rb") as stream, open(self.path, "rb") as back:
             offset = len(stream.readline())
             for line in stream:
-                early[int(line[len(b'{"n":') : line.index(b",")])] = offset
+                early[_position(line)] = offset
                 offset += len(line)
                 while position in early:
                     back.seek(early.pop(position))
@@ -139,6 +163,23 @@ class Journal:
             raise UserError(f"{self.path} was damaged while this run was using it")
         row = json.loads(body)
         return Entry(row["n"], row["id"], row["out"])
+
+
+def finished(path: Path) -> Done:
+    """The positions in another host's journal, which may be growing: a torn end is not read."""
+    done = Done()
+    if not path.exists():
+        return done
+    with open(path, "rb") as stream:
+        stream.readline()
+        for line in stream:
+            if _body(line) is not None:
+                done.add(_position(line))
+    return done
+
+
+def _position(line: bytes) -> int:
+    return int(line[len(b'{"n":') : line.index(b",")])
 
 
 def journal_key(path: Path) -> str | None:

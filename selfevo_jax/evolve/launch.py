@@ -21,13 +21,14 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.task import Task
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.evolve.backend import JaxBackend
-from selfevo_jax.evolve.files import disk_full_is_a_message, locked, read_json, write_json
+from selfevo_jax.evolve.files import LOCK, disk_full_is_a_message, locked, read_json, write_json
 from selfevo_jax.evolve.methods import defaults, method
 from selfevo_jax.evolve.plan import expected_memory, print_plan, print_table
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.quantize import BYTES
+from selfevo_jax.parallel.distributed import agreed, barrier, first, own_name
 from selfevo_jax.text.show import escape_controls
 from selfevo_jax.weights.storage import cache_folder
 
@@ -60,13 +61,14 @@ def launch(
         if not dry_run:
             safe = "Every finished stage and record is safe."
             stack.enter_context(disk_full_is_a_message(safe))
-            stack.enter_context(locked(workdir))
-            progress.log_to(workdir / "log.jsonl")
+            stack.enter_context(held(workdir))
+            progress.log_to(workdir / own_name("log.jsonl"))
         stack.enter_context(told_by_logging(progress))
         task = get_task(config.task.name, **config.task.args.to_dict())
         backend = open_backend(config, progress)
         _tell_changes(config, workdir, progress)
         plan = show_plan(config, workdir, task, backend, progress)
+        barrier()  # the plan looks at what host 0 is about to change
         if not dry_run:
             _execute(config, workdir, task, backend, progress, plan, command)
 
@@ -130,13 +132,13 @@ def _execute(
     plan: Run,
     command: str,
 ) -> None:
-    write_json(workdir / "config.json", plain(config))
-    _set_aside_others(workdir, {step.stage for step in plan.plan}, progress)
+    agreed(lambda: _settle(config, workdir, plan, progress))
     about = describe(config, backend) | {"plan": [step.kept() for step in plan.plan]}
     about["command"] = command
 
     def remember(run: Run, finished: bool = False) -> None:
-        write_json(workdir / "run.json", about | lineage(run) | {"finished": finished})
+        if first():
+            write_json(workdir / "run.json", about | lineage(run) | {"finished": finished})
 
     run = Run(config, workdir, task, backend, progress, remember=remember)
     remember(run)
@@ -144,6 +146,27 @@ def _execute(
     remember(run, finished=True)
     for table in run.tables:
         print_table(progress.console, table.name, table)
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """The workdir, locked by host 0. Raises UserError where a host does not see the same one."""
+    with contextlib.ExitStack() as stack:
+        agreed(lambda: stack.enter_context(locked(workdir)))
+        lock = workdir / LOCK
+        holder = agreed(lock.read_text)
+        if not lock.exists() or lock.read_text() != holder:
+            raise UserError(
+                f"{workdir} is not the same folder on all hosts: give a --workdir on storage that "
+                "all of them see"
+            )
+        yield
+
+
+def _settle(config: FrozenConfigDict, workdir: Path, plan: Run, progress: Progress) -> None:
+    """The workdir as the plan wants it, before any stage."""
+    write_json(workdir / "config.json", plain(config))
+    _set_aside_others(workdir, {step.stage for step in plan.plan}, progress)
 
 
 def _set_aside_others(workdir: Path, planned: set[str], progress: Progress) -> None:

@@ -29,8 +29,14 @@ BUSY_SECONDS = 10.0
 class Progress:
     """Reports to a console and, once `log_to` was called, to a JSONL file of events."""
 
-    def __init__(self, console: Console | None = None, every: float = LINE_SECONDS) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(
+        self,
+        console: Console | None = None,
+        every: float = LINE_SECONDS,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=quiet)
         self.every = every
         self._log: Path | None = None
         self._start = time.monotonic()

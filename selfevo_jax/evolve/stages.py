@@ -7,14 +7,17 @@ folder with a matching `stage.json` is finished). `timings.jsonl` is kept apart 
 files are the same bytes however often a run was killed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import jax
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.files import (
@@ -25,8 +28,9 @@ from selfevo_jax.evolve.files import (
     sync,
     write_json,
 )
-from selfevo_jax.evolve.journal import Entry, Journal, compact_json, journal_key
+from selfevo_jax.evolve.journal import Entry, Journal, compact_json, finished, journal_key
 from selfevo_jax.evolve.meter import Meter
+from selfevo_jax.parallel.distributed import agreed, barrier, first, name_on, own_name
 from selfevo_jax.records import Record, canonical_json
 
 RECORDS = "records.jsonl"
@@ -190,25 +194,45 @@ def run_stage(
 ) -> None:
     """Does what is still owed of a stage whose status is 'new' or 'part', and seals it.
 
+    Several hosts share the items, each with a journal of its own.
+
     Args:
       items: (id, value) in input order; read again from its start after an interruption.
       work: see `Work`; it sees only the items that are not in the journal.
-      advance: told how many inputs have just finished (first those found in the journal).
+      advance: told how many inputs have just finished on this host (first, those in the journal).
       meter: counts the tokens of the models that the work asks.
 
     Raises: UserError when fewer than `stage.least` records came out, or on a full disk.
     """
-    journal = Journal(folder.path / JOURNAL, stage.key)
-    clock = StageClock(folder.path / TIMINGS, meter or Meter())
-    advance(len(journal.done))
-    try:
-        for item, records in work(_owed(items, journal)):
-            journal.append(Entry(item.position, item.id, [r.to_json() for r in records]))
-            advance(1)
-            clock.tick()
-    finally:
-        journal.close()
-        clock.stop()
+    agreed(lambda: _gather(folder.path, stage.key))
+    clock = StageClock(folder.path / own_name(TIMINGS), meter or Meter())
+    with contextlib.closing(Journal(folder.path / own_name(JOURNAL), stage.key)) as journal:
+        done = journal.done if first() else finished(folder.path / JOURNAL)
+        advance(len(done))
+        try:
+            for item, records in work(_owed(items, done)):
+                journal.append(Entry(item.position, item.id, [r.to_json() for r in records]))
+                advance(1)
+                clock.tick()
+        finally:
+            clock.stop()
+        journal.sync()
+        barrier()
+        agreed(lambda: _finish(folder, stage, journal))
+
+
+def _gather(path: Path, key: str) -> None:
+    """Takes the journals of other hosts, of this run or of one that was killed, into the first."""
+    if others := sorted(path.glob(name_on("*", JOURNAL))):
+        with contextlib.closing(Journal(path / JOURNAL, key)) as journal:
+            journal.absorb(others)
+
+
+def _finish(folder: StageFolder, stage: Stage, journal: Journal) -> None:
+    """Orders and seals what all hosts did; `journal` is that of host 0."""
+    others = range(1, jax.process_count())
+    # By name: what a folder lists may be some seconds old on shared storage.
+    journal.absorb(folder.path / name_on(host, JOURNAL) for host in others)
     count = _write_ordered(folder.path, journal)
     if count < stage.least:
         raise UserError(
@@ -218,9 +242,10 @@ def run_stage(
     journal.path.unlink()
 
 
-def _owed(items: Iterable[tuple[str, Any]], journal: Journal) -> Iterator[Item]:
+def _owed(items: Iterable[tuple[str, Any]], done: Container[int]) -> Iterator[Item]:
+    """This host's share of what is not done: every n-th item of n hosts."""
     for position, (name, value) in enumerate(items):
-        if position not in journal.done:
+        if position not in done and position % jax.process_count() == jax.process_index():
             yield Item(position, name, value)
 
 

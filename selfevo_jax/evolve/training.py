@@ -22,7 +22,7 @@ class Training:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result, for the stage's key."""
         fit = dataclasses.asdict(self.fit)
-        del fit["checkpoint_every"]
+        del fit["checkpoint_every"], fit["checkpoint_seconds"]
         return {"objective": dataclasses.asdict(self.objective), "learn": fit}
 
 

@@ -61,10 +61,6 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         return self._manager.restore(step, args=items).state
 
-    def preempted(self, step: int) -> bool:
-        """Whether the machine said that it will be taken away (pods only)."""
-        return self._manager.reached_preemption(step)
-
     def wait(self) -> None:
         """Waits until what is being saved is complete."""
         self._manager.wait_until_finished()

@@ -32,6 +32,8 @@ from selfevo_jax.learn.step import Recipe, Steps
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.flops import mfu, train_flops
 from selfevo_jax.models.lora import Adapter, adapter, init_lora
+from selfevo_jax.parallel import preemption
+from selfevo_jax.parallel.distributed import Together, barrier, first
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
 from selfevo_jax.text.render import TokenExample
@@ -98,7 +100,8 @@ class Fit:
         try:
             if done < self.total and not self.course.stopped:
                 self._ask_frozen()
-                state = self._train(done, state, checkpoints)
+                with preemption.waiting():
+                    state = self._train(done, state, checkpoints)
             trained = self._result(state["trainable"])
         finally:
             checkpoints.close()
@@ -123,14 +126,17 @@ class Fit:
             log.info(
                 "compiling the training step for rows of %d tokens", self.data.batches.shape.length
             )
-        self.clock = time.monotonic()
+        self.clock = self.saved = time.monotonic()
+        wishes = {"stop": Together(), "save": Together()}
         pending = None
         for step in range(done, self.total):
             state, sums = self._step(step, state)
             if pending:
                 self._report(*pending)
             pending = (step, sums)
-            save, measure = self._due(step + 1, checkpoints), self._measured(step + 1)
+            stop = wishes["stop"].granted(step + 1, preemption.noticed())
+            late = wishes["save"].granted(step + 1, self._late())
+            save, measure = stop or late or self._regular(step + 1), self._measured(step + 1)
             if not (save or measure):
                 continue
             self._report(*pending, self._measure(state["trainable"]) if measure else {})
@@ -141,6 +147,12 @@ class Fit:
                 log.info("saving the state after step %d", step + 1)
                 self.metrics.sync()
                 checkpoints.save(step + 1, state)
+                self.saved = time.monotonic()
+            if stop:
+                checkpoints.wait()
+                barrier()  # host 0 ends a save for all
+                preemption.heard()
+                raise preemption.Preempted(together=True)
             if self.course.stopped:
                 log.info("stopping early: the held-out loss was lowest after step %d",
                          self.course.best_step)  # fmt: skip
@@ -279,14 +291,17 @@ class Fit:
         log.info("going on after step %d", done)
         return done, checkpoints.restore(done, state)
 
-    def _due(self, done: int, checkpoints: Checkpoints) -> bool:
-        regular = done % self.settings.checkpoint_every == 0 or done == self.total
-        return regular or checkpoints.preempted(done)
+    def _regular(self, done: int) -> bool:
+        return done % self.settings.checkpoint_every == 0 or done == self.total
+
+    def _late(self) -> bool:
+        """Whether the last save is too long ago, by the clock of host 0."""
+        return first() and time.monotonic() - self.saved > self.settings.checkpoint_seconds
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same fit."""
         settings = dataclasses.asdict(self.settings)
-        del settings["checkpoint_every"]
+        del settings["checkpoint_every"], settings["checkpoint_seconds"]
         hashes = self.data.hashes + (self.held.hashes if self.held else [])
         data = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         return {

@@ -26,6 +26,7 @@ class FitSettings:
     clip             largest global norm of the gradient; None: no clipping
     lora             the adapter's shape; None trains all parameters
     checkpoint_every steps between checkpoints (the last step is always saved)
+    checkpoint_seconds  and the most seconds between them
     optimizer        adamw | adafactor | lion
     eval_share       share of the prompts that is held out and only measured (0: none); all
                      examples of a prompt go to one side
@@ -47,6 +48,7 @@ class FitSettings:
     seed: int = 0
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     checkpoint_every: int = 50
+    checkpoint_seconds: float = 600.0
     optimizer: str = "adamw"
     eval_share: float = 0.0
     eval_every: int = 50

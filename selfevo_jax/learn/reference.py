@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from selfevo_jax.models.lora import Adapter
+from selfevo_jax.parallel.distributed import barrier, first, on_host
 from selfevo_jax.parallel.rules import path_name
 
 
@@ -25,16 +25,10 @@ def tree_hash(tree: Any) -> str:
     """SHA-256 over the names, shapes, types and bytes of a tree of host-readable arrays."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = _on_host(leaf)
+        array = on_host(leaf)
         digest.update(f"{path_name(path)} {array.dtype} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
 
 
 def adapter_hash(adapter: Adapter | None) -> str:
@@ -56,10 +50,13 @@ class ReferenceSums:
         return set(hashes) - self._sums.keys()
 
     def add(self, hashes: list[str], sums_nk: np.ndarray) -> None:
-        """Stores sums; the file is replaced in one move (on a pod, by process 0)."""
+        """Stores sums; the file is replaced in one move (with several hosts, by host 0)."""
         self._sums.update(zip(hashes, sums_nk, strict=True))
-        if jax.process_index() != 0:
-            return
+        if first():
+            self._write()
+        barrier()
+
+    def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._path.with_suffix(f".{os.getpid()}.tmp")
         names = sorted(self._sums)

@@ -25,6 +25,20 @@ def make_mesh(shape: str = "1,-1,1", devices: list[jax.Device] | None = None) ->
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The mesh of this host's devices alone, split like `mesh` as far as they reach.
+
+    The whole of `mesh` where there is one host.
+    """
+    if jax.process_count() == 1:
+        return mesh
+    left, sizes = jax.local_device_count(), {}
+    for axis in ("tensor", "fsdp"):
+        sizes[axis] = math.gcd(mesh.shape[axis], left)
+        left //= sizes[axis]
+    return make_mesh(f"{left},{sizes['fsdp']},{sizes['tensor']}", jax.local_devices())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over `data` and `fsdp`, everything else whole."""
     return NamedSharding(mesh, P(BATCH_AXES))

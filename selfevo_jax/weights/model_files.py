@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import ModelConfig
+from selfevo_jax.parallel.distributed import barrier, first, on_host, spread
 from selfevo_jax.weights.assemble import TensorStore, load_tree
 from selfevo_jax.weights.gguf_io import GgufFile
 from selfevo_jax.weights.hf_config import config_to_json, read_config
@@ -23,6 +24,7 @@ from selfevo_jax.weights.names import Leaf, leaves
 from selfevo_jax.weights.safetensors_io import (
     Outgoing,
     SafetensorsFolder,
+    hand_over,
     weight_files,
     write_folder,
 )
@@ -109,7 +111,7 @@ def _taker(leaf: Leaf, value: Any, layer: int) -> Callable[[], np.ndarray]:
     """Fetches one layer when called, so the host never holds more than one tensor."""
 
     def take() -> np.ndarray:
-        part = np.asarray(value[layer] if leaf.stacked else value)
+        part = on_host(value[layer] if leaf.stacked else value)
         return part.T if leaf.transposed else part
 
     return take
@@ -129,12 +131,17 @@ def save_model(
 
     Weights are cast to `dtype` (float32, bfloat16 or float16) and split above `shard_bytes`.
     The tokenizer's files are copied from the folder `tokenizer_files_from`, or written by
-    `save_tokenizer(folder)`. An older folder is replaced. Raises UserError when the family's
-    config.json cannot express `config` or the disk refuses.
+    `save_tokenizer(folder)`. An older folder is replaced. Of parameters that are spread over hosts,
+    all must call; they are gathered one tensor at a time, and host 0 writes. Raises UserError when
+    the family's config.json cannot express `config` or the disk refuses.
     """
     kind = jnp.dtype(dtype)
     data = {**config_to_json(config), "torch_dtype": kind.name}
     outgoing = _outgoing(config, params)
+    if spread(params) and not first():
+        hand_over(outgoing, kind, shard_bytes)
+        barrier()
+        return
     with atomic_folder(Path(folder)) as fresh:
         if tokenizer_files_from is not None:
             _copy_tokenizer(Path(tokenizer_files_from), fresh)
@@ -142,6 +149,8 @@ def save_model(
             save_tokenizer(fresh)
         (fresh / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         write_folder(fresh, outgoing, kind, shard_bytes)
+    if spread(params):
+        barrier()
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.lora import LoraConfig
+from selfevo_jax.parallel.distributed import barrier, first, on_host, spread
 from selfevo_jax.weights.names import leaves, module_name
 from selfevo_jax.weights.safetensors_io import Outgoing, read_file, write_file
 from selfevo_jax.weights.storage import atomic_folder, sha256_of_file
@@ -37,8 +38,8 @@ def _key(module: tuple[str, ...], layer: int, side: str) -> str:
     return f"base_model.model.model.layers.{layer}.{name}.lora_{side.upper()}.weight"
 
 
-def _slice(stacked: Any, layer: int) -> np.ndarray:
-    return np.asarray(stacked[layer]).T
+def _slice(stacked: np.ndarray, layer: int) -> np.ndarray:
+    return stacked[layer].T
 
 
 def save_peft(
@@ -54,9 +55,25 @@ def save_peft(
     `lora_tree` holds a [l, in, r] and b [l, r, out] per target. `base_name` is what PEFT shows
     as the base model; `base_hash` (`ModelFiles.hash`) lets `load_peft` refuse another base;
     `lineage`, plain JSON values, says where the adapter comes from.
-    The folder is replaced as a whole. Raises UserError when it cannot be written.
+    The folder is replaced as a whole. Of a tree that is spread over hosts, all must call, and host
+    0 writes. Raises UserError when it cannot be written.
     """
-    flat = flatten_dict(dict(lora_tree))
+    flat = {path: on_host(value) for path, value in flatten_dict(dict(lora_tree)).items()}
+    alone = not spread(lora_tree)
+    if alone or first():
+        _write_adapter(Path(folder), flat, lora, base_name, base_hash, lineage)
+    if not alone:
+        barrier()
+
+
+def _write_adapter(
+    folder: Path,
+    flat: Mapping[tuple[str, ...], np.ndarray],
+    lora: LoraConfig,
+    base_name: str,
+    base_hash: str | None,
+    lineage: Mapping[str, Any] | None,
+) -> None:
     outgoing = [
         Outgoing(
             _key(path[:-1], layer, path[-1]),
@@ -71,7 +88,7 @@ def save_peft(
         metadata[_LINEAGE] = json.dumps(lineage, sort_keys=True)
     dtype = np.dtype(next(iter(flat.values())).dtype)
     modules = sorted({path[-2] for path in flat})
-    with atomic_folder(Path(folder)) as fresh:
+    with atomic_folder(folder) as fresh:
         write_file(fresh / WEIGHTS, outgoing, dtype, metadata)
         text = json.dumps(_config_json(lora, modules, base_name), indent=2, sort_keys=True)
         (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -152,7 +152,7 @@ def write_file(
 
     The layout is that of the safetensors library: compact JSON padded to 8 bytes with blanks.
     """
-    ordered = sorted(tensors, key=lambda tensor: tensor.name)
+    ordered = _in_order(tensors)
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
     for tensor in ordered:
@@ -171,6 +171,10 @@ def write_file(
             file.write(np.ascontiguousarray(tensor.value(), dtype).tobytes())
 
 
+def _in_order(tensors: Iterable[Outgoing]) -> list[Outgoing]:
+    return sorted(tensors, key=lambda tensor: tensor.name)
+
+
 def _split(tensors: list[Outgoing], itemsize: int, limit: int) -> list[list[Outgoing]]:
     shards: list[list[Outgoing]] = [[]]
     room = limit
@@ -182,6 +186,16 @@ def _split(tensors: list[Outgoing], itemsize: int, limit: int) -> list[list[Outg
         shards[-1].append(tensor)
         room -= size
     return shards
+
+
+def hand_over(tensors: list[Outgoing], dtype: np.dtype, shard_bytes: int) -> None:
+    """Asks for every tensor in the order of `write_folder`, and writes none.
+
+    What a host does while host 0 writes tensors that all hosts must gather.
+    """
+    for shard in _split(tensors, dtype.itemsize, shard_bytes):
+        for tensor in _in_order(shard):
+            tensor.value()
 
 
 def write_folder(folder: Path, tensors: list[Outgoing], dtype: np.dtype, shard_bytes: int) -> None:

@@ -144,6 +144,21 @@ def test_dry_run_prints_every_command_and_calls_nothing(cloud: Cloud) -> None:
     assert cloud.calls() == []
 
 
+def test_a_shared_folder_is_mounted_where_one_is_given(cloud: Cloud) -> None:
+    assert "mount" not in cloud.done("setup.sh", "--dry-run")
+    printed = cloud.done("setup.sh", "--dry-run", TPU_NFS="10.0.0.2:/runs of all")
+    words = subprocess.run(
+        ["bash", "-c", f'set -- {printed.splitlines()[-1]}; printf "%s" "${{!#}}"'],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    script = words.stdout.removeprefix("--command=")
+    assert (
+        "mount -t nfs -o actimeo=1,lookupcache=none 10.0.0.2:/runs\\ of\\ all /mnt/selfevo"
+        in script
+    )
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
 def test_spot_is_the_default_and_can_be_switched_off(cloud: Cloud) -> None:
     assert "--spot" in cloud.done("create.sh", "--dry-run").split()
     assert "--spot" not in cloud.done("create.sh", "--dry-run", TPU_SPOT="0").split()

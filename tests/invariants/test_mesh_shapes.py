@@ -1,0 +1,119 @@
+"""Loss and gradient of every family on eight devices, however they are split: as on one device."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from selfevo_jax.learn.batches import Batches
+from selfevo_jax.learn.losses import Objective
+from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.step import Frozen, Recipe, Steps
+from selfevo_jax.models.llama import init_params
+from selfevo_jax.models.lora import LoraConfig, init_lora
+from selfevo_jax.models.presets import preset
+from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.parallel.rules import path_name, shardings
+from selfevo_jax.text.render import TokenExample, TokenSpan
+
+MESHES = ("1,8,1", "1,4,2", "1,2,4", "1,1,8", "8,1,1", "2,2,2")
+FAMILIES = {"llama": "llama31_8b", "mistral": "mistral_7b", "qwen2": "qwen25_0b5",
+            "gemma2": "gemma2_9b"}  # fmt: skip
+LORA = LoraConfig(rank=4)
+ROWS = 8
+
+
+def small(family):
+    """A published model with its peculiarities and few numbers; `tensor` 8 splits its kv heads."""
+    config = preset(FAMILIES[family])
+    return dataclasses.replace(
+        config, vocab_size=96, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=8,
+        num_kv_heads=2, head_dim=8, max_position=128, window=config.window and 7,
+    )  # fmt: skip
+
+
+def pairs():
+    rng = np.random.default_rng(3)
+
+    def span(low, high, loss):
+        tokens = rng.integers(1, 96, rng.integers(low, high)).astype(np.int32)
+        return TokenSpan(tokens, np.full(len(tokens), loss))
+
+    return [
+        TokenExample(f"p{i}", span(9, 24, False), (span(3, 15, True), span(3, 15, True)))
+        for i in range(16)
+    ]
+
+
+def some_noise(leaf):
+    """Not zero, as a fresh `b` is; small, so that no loss saturates and magnifies rounding."""
+    return leaf + 0.02 * np.random.default_rng(leaf.size).normal(size=leaf.shape).astype("f4")
+
+
+def loss_and_gradient(config, mesh, params, lora):
+    """A whole batch of DPO with an SFT term; `lora` None trains all parameters."""
+    objective = Objective("dpo", beta=0.1, sft_weight=0.5)
+    params = jax.device_put(params, shardings(params, mesh))
+    tree = params
+    if lora is not None:
+        tree = jax.tree.map(some_noise, init_lora(config, lora, jax.random.key(2)))
+        tree = jax.device_put(tree, shardings(tree, mesh))
+    steps = Steps(
+        Recipe(config, objective, lora),
+        optimizer("adamw", schedule("constant", 1e-3, 1, 0.0)), mesh, tree,
+    )  # fmt: skip
+    plan = Batches(pairs(), batch_size=16, steps=1, seed=0, rows=ROWS, row_length=64)
+    micros = [
+        (micro, Frozen(-np.log(96) * micro.counts_bek, np.zeros_like(micro.counts_bek)))
+        for micro in plan.micro_batches(0)
+    ]
+    frozen = {} if lora is None else params
+    grads, sums = steps.gradient(tree, frozen, micros, jax.random.key(0))
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(grads))[0]
+    return float(sums["loss"]), {path_name(path): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_eight_devices(family, lora):
+    if jax.device_count() < 8:
+        pytest.skip("started by the tests below with eight devices")
+    config = small(family)
+    params = init_params(config, jax.random.key(1))
+    one = make_mesh("1,1,1", jax.devices()[:1])
+    loss, gradient = loss_and_gradient(config, one, params, lora)
+    largest = max(np.abs(leaf).max() for leaf in gradient.values())
+    assert largest > 1e-2  # the comparison is not one of near-zeros
+    for shape in MESHES:
+        found, leaves = loss_and_gradient(config, make_mesh(shape), params, lora)
+        assert found == pytest.approx(loss, abs=1e-5), shape
+        for name, leaf in gradient.items():
+            message = f"{shape} {name}"
+            np.testing.assert_allclose(leaves[name], leaf, atol=1e-5, err_msg=message)
+
+
+def on_eight_devices(root, case):
+    flags = "--xla_force_host_platform_device_count=8"
+    test = f"{Path(__file__)}::test_on_eight_devices[{case}]"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        cwd=root, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_mesh_shapes_agree(request):
+    """The family with the most peculiarities, LoRA; the rest is slow."""
+    on_eight_devices(request.config.rootpath, "gemma2-lora")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mesh_shapes_agree_for_every_family(request, family, lora):
+    on_eight_devices(request.config.rootpath, f"{family}-{lora}")

@@ -1,0 +1,58 @@
+"""Two real processes give what one gives; a lost one is named, and the run goes on without it."""
+
+import shutil
+import socket
+import time
+
+import pytest
+
+from selfevo_jax.parallel.distributed import LOST
+
+SAMPLED = ("round_00/evaluate", "round_01/prompts", "round_01/sample", "round_01/pair")
+TRAIN = "round_01/train"
+
+
+def same(run, alone) -> None:
+    """Equal records, and losses equal to 1e-6; what a trained policy says may differ in the last
+    digit of its log-probs, as its weights do."""
+    for stage in SAMPLED:
+        file = f"{stage}/records.jsonl"
+        assert (run.workdir / file).read_bytes() == (alone.workdir / file).read_bytes(), stage
+    assert run.losses() == pytest.approx(alone.losses(), abs=1e-6, rel=0)
+    answers = "round_01/evaluate/records.jsonl"
+    assert run.rows(answers) == alone.rows(answers)
+    assert not list(run.workdir.rglob("*.part.jsonl"))
+
+
+def test_two_hosts_equal_one(run, alone, tmp_path):
+    two = run(tmp_path / "run", 2, 4).finish()
+    same(two, alone)
+    assert (two.workdir / "report.html").exists()
+    assert two.rows(f"{TRAIN}/metrics.jsonl")[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
+    assert len(two.rows("round_01/sample/timings-1.jsonl")) >= 1  # host 1 did its share
+
+
+def test_a_lost_host_is_named_and_the_run_goes_on(run, alone, tmp_path):
+    """Host 1 is killed while it trains: host 0 names it within a minute; one process goes on."""
+    two = run(tmp_path / "run", 2, 4)
+    two.until(f"{TRAIN}/checkpoints/2")
+    killed = time.monotonic()
+    two.processes[1].kill()
+    assert two.statuses(60)[0] == LOST
+    assert time.monotonic() - killed < 60
+    assert f"lost host 1 ({socket.gethostname()})" in two.said(0).read_text()
+    assert not (two.workdir / TRAIN / "stage.json").exists()
+    shutil.copytree(two.workdir, tmp_path / "copy")
+    same(run(two.workdir, 1, 8).finish(), alone)
+    same(run(tmp_path / "copy", 4, 2).finish(), alone)
+
+
+def test_the_loss_of_the_host_where_all_meet_is_told(run, tmp_path):
+    two = run(tmp_path / "run", 2, 4)
+    two.until("round_01/sample/records-1.part.jsonl")
+    two.processes[0].kill()
+    assert two.statuses(60)[1] != 0
+    limit = time.monotonic() + 10
+    while "lost host 0" not in two.said(1).read_text():
+        assert time.monotonic() < limit, two.said(1).read_text()[-3000:]
+        time.sleep(0.1)
