@@ -43,6 +43,7 @@ BASE = [
     "rich>=14,<16",
     "scikit-learn>=1.5,<2",
     "scipy>=1.14,<2",
+    "shtab>=1.7,<2",
     "sympy>=1.12,<2",
     "tenacity>=9,<10",
 ]
@@ -68,7 +69,10 @@ PARITY = [
     "trl>=1.0,<2",
 ]  # what the tests compare us with
 
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
+
 TEST = [
+    *DOCS,  # the site must build without warnings
     "hypothesis>=6.100,<7",
     "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
@@ -77,6 +81,7 @@ TEST = [
     "ruff>=0.14,<0.18",
     "selenium>=4.30,<5",  # drives Chromium over the run's page
     "setuptools>=77,<90",  # the packaging test builds a wheel
+    f"xllamacpp>=2026,<2027; {OLD}",  # llama.cpp, which must read our GGUF files
     *SERVE,
     # The parity tests and those that compile for TPUs run on one Python; on the others they skip
     # unless `parity` and `tpu-aot` are installed.
@@ -96,7 +101,7 @@ EXTRAS = {
     "ray": ["ray>=2.50,<3"],
     "test": TEST,
     "parity": PARITY,
-    "docs": ["mkdocs>=1.6,<2"],
+    "docs": DOCS,
 }
 
 

@@ -4,11 +4,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from selfevo_jax.cli import compile, data, env, evaluate, export, judge, report, run, sample, serve
+from selfevo_jax.cli import (
+    compile,
+    completion,
+    data,
+    env,
+    evaluate,
+    export,
+    judge,
+    push,
+    report,
+    run,
+    sample,
+    serve,
+)
 from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 
-COMMANDS = (run, sample, serve, judge, evaluate, report, data, export, compile, env)
+COMMANDS = (
+    run, sample, serve, judge, evaluate, report, data, export, push, compile, env, completion,
+)  # fmt: skip
 MISTAKE, INTERRUPTED = 2, 130
 
 

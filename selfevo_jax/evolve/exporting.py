@@ -1,7 +1,10 @@
 """What a run trained, in the formats that other tools load."""
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from selfevo_jax.config import defaults
 from selfevo_jax.errors import UserError
@@ -10,39 +13,79 @@ from selfevo_jax.evolve.files import read_json
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.lora import merge_lora
+from selfevo_jax.text.gguf_vocabulary import gguf_vocabulary
+from selfevo_jax.weights.gguf_write import save_gguf
 from selfevo_jax.weights.model_files import save_model
+from selfevo_jax.weights.storage import atomic_folder
+
+CARD, GGUF = "README.md", "model.gguf"
 
 
-def export(workdir: Path, out: Path, policy: str | None, form: str, progress: Progress) -> Path:
-    """Writes a policy of the run as `form` ('merged' or 'peft') to the new folder `out`.
+@dataclass(frozen=True)
+class Trained:
+    """A policy that a run trained: its name, its adapter's folder, the source of its base."""
 
-    `policy` None takes the last that was trained. Raises UserError for a folder that is no run, a
-    run without that policy, a damaged adapter, or an `out` that exists.
+    name: str
+    adapter: Path
+    base: str
+
+
+def find_trained(workdir: Path, policy: str | None) -> Trained:
+    """The policy called so, or the last that was trained.
+
+    Raises UserError for a folder that is no run, a run without that policy, a damaged adapter.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already; give another --out")
     if not (workdir / "run.json").is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no run.json")
     run = read_json(workdir / "run.json")
-    adapter = workdir / _adapter(workdir, run["policies"], policy)
-    StageFolder(adapter.parent).verify()
-    if form == "peft":
-        shutil.copytree(adapter, out)
-        return out
-    compute = defaults().compute.to_dict()
-    model = JaxModel(run["model"], compute, progress)
-    applied = model.applied(adapter)
-    assert applied is not None
-    merged = merge_lora(model.params, applied)
-    with progress.busy(f"writing {out}"):
-        save_model(out, model.files.config, merged, save_tokenizer=model.tokenizer.save)
+    name, adapter = _adapter(workdir, run["policies"], policy)
+    StageFolder(workdir / Path(adapter).parent).verify()
+    return Trained(name, workdir / adapter, run["model"])
+
+
+def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> tuple[str, str]:
+    trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
+    name = wanted or max(trained, default="")
+    if name not in trained:
+        there = ", ".join(sorted(trained)) or "none yet"
+        raise UserError(f"{workdir} has no trained policy {name}; it has: {there}")
+    return name, trained[name]
+
+
+def export(
+    trained: Trained, out: Path, form: str, progress: Progress, *, card: str, dtype: str
+) -> Path:
+    """Writes a policy as `form` (peft, safetensors or gguf) to the new folder `out`, with `card`.
+
+    `dtype` (float32, bfloat16, float16) is that of the merged weights. Raises UserError for an
+    `out` that exists and for what the format cannot express.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already; give another --out")
+    with atomic_folder(out) as fresh:
+        if form == "peft":
+            shutil.copytree(trained.adapter, fresh, dirs_exist_ok=True)
+        else:
+            _write_merged(trained, fresh, form, progress, dtype)
+        (fresh / CARD).write_text(card, encoding="utf-8")
     return out
 
 
-def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> str:
-    trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
-    name = wanted or max(trained, default=None)
-    if name not in trained:
-        there = ", ".join(sorted(trained)) or "none yet"
-        raise UserError(f"{workdir} has no trained policy {name or ''}; it has: {there}")
-    return trained[name]
+def _write_merged(
+    trained: Trained, folder: Path, form: str, progress: Progress, dtype: str
+) -> None:
+    model = JaxModel(trained.base, defaults().compute.to_dict(), progress)
+    merged = _merged(model, trained.adapter)
+    config, tokenizer = model.files.config, model.tokenizer
+    with progress.busy(f"writing {form}"):
+        if form == "gguf":
+            vocabulary = gguf_vocabulary(tokenizer, config.vocab_size)
+            save_gguf(folder / GGUF, config, merged, vocabulary, dtype)
+        else:
+            save_model(folder, config, merged, dtype, save_tokenizer=tokenizer.save)
+
+
+def _merged(model: JaxModel, adapter: Path) -> Mapping[str, Any]:
+    applied = model.applied(adapter)
+    assert applied is not None
+    return merge_lora(model.params, applied)

@@ -92,14 +92,19 @@ def _not_a_model(folder: Path) -> UserError:
     return UserError(f"{folder} is not a model folder: it has no config.json")
 
 
-def _outgoing(config: ModelConfig, params: Mapping[str, Any]) -> list[Outgoing]:
+def outgoing(config: ModelConfig, params: Mapping[str, Any], naming: str = "hf") -> list[Outgoing]:
+    """Every tensor of a file in its order, named as `naming` (hf or gguf) does."""
     flat = flatten_dict(dict(params))
     expected = {leaf.path: leaf.shape for leaf in leaves(config)}
     found = {path: value.shape for path, value in flat.items()}
     if found != expected:
         raise ValueError(f"parameters do not fit the config at {set(found) ^ set(expected)}")
     return [
-        Outgoing(leaf.hf.format(layer=layer), leaf.file_shape, _taker(leaf, flat[leaf.path], layer))
+        Outgoing(
+            getattr(leaf, naming).format(layer=layer),
+            leaf.file_shape,
+            _taker(leaf, flat[leaf.path], layer),
+        )
         for leaf in leaves(config)
         for layer in leaf.layers
     ]
@@ -134,14 +139,14 @@ def save_model(
     """
     kind = jnp.dtype(dtype)
     data = {**config_to_json(config), "torch_dtype": kind.name}
-    outgoing = _outgoing(config, params)
+    tensors = outgoing(config, params)
     with atomic_folder(Path(folder)) as fresh:
         if tokenizer_files_from is not None:
             _copy_tokenizer(Path(tokenizer_files_from), fresh)
         if save_tokenizer is not None:
             save_tokenizer(fresh)
         (fresh / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        write_folder(fresh, outgoing, kind, shard_bytes)
+        write_folder(fresh, tensors, kind, shard_bytes)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
