@@ -71,8 +71,11 @@ PARITY = [
 
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
 
+TRACK = ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"]
+
 TEST = [
     *DOCS,  # the site must build without warnings
+    *TRACK,
     "hypothesis>=6.100,<7",
     "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
@@ -97,7 +100,7 @@ EXTRAS = {
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
     "tfds": ["tensorflow-datasets>=4.9.7,<5"],  # reads prepared data without tensorflow
-    "track": ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"],
+    "track": TRACK,
     "ray": ["ray>=2.50,<3"],
     "test": TEST,
     "parity": PARITY,

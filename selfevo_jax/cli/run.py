@@ -36,16 +36,19 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     overrides, others = split_overrides(rest)
     nothing_left(others, OPTIONS)
-    from selfevo_jax.config import load_config
+    from selfevo_jax.config import load_config, plain
 
     config = load_config(arguments.config, overrides)
     from selfevo_jax.evolve.launch import launch
     from selfevo_jax.evolve.progress import Progress
+    from selfevo_jax.report.track import tracked
 
     progress = Progress()
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
-    launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
+    track = "" if arguments.dry_run else config.track
+    with tracked(track, arguments.workdir, plain(config)):
+        launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
     if not arguments.dry_run:
         from selfevo_jax.cli.report import write
 

@@ -47,13 +47,17 @@ class RunFolder:
     ) -> Iterator[dict[str, Any]]:
         """The objects of `round_NN/stage/name.jsonl` in order; nothing where there is no file.
 
-        Raises UserError for a line that is no object or lacks one of the fields `needs`.
+        Metrics and timings grow line by line, so the beginning of a last line there is not read
+        yet; records appear whole. Raises UserError for a line that is no object or lacks one of
+        the fields `needs`.
         """
         path = self._round(number) / stage / f"{name}.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as lines:
             for line_number, line in enumerate(lines, start=1):
+                if name != "records" and not line.endswith(b"\n"):
+                    return
                 where = f"{path}:{line_number}"
                 row = _parsed(line, where)
                 lacking = [field for field in needs if field not in row]
