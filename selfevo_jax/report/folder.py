@@ -38,9 +38,7 @@ class RunFolder:
     def document(self, name: str) -> dict[str, Any]:
         """A JSON object at the top of the workdir, {} where it is absent."""
         path = self.path / name
-        if not path.is_file():
-            return {}
-        return _parsed(path.read_bytes(), str(path))
+        return read_document(path) if path.is_file() else {}
 
     def rows(
         self, number: int, stage: str, name: str = "records", needs: Sequence[str] = ()
@@ -80,6 +78,11 @@ STAGE_ORDER = ("prompts", "sample", "judge", "reflect", "check", "pair", "train"
 
 
 REMEDY = "delete that folder and run again to remake it"
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError for anything else."""
+    return _parsed(path.read_bytes(), str(path))
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
