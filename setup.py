@@ -77,6 +77,7 @@ TEST = [
     *DOCS,  # the site must build without warnings
     *TRACK,
     "hypothesis>=6.100,<7",
+    "mypy>=1.15,<3",
     "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
