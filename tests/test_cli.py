@@ -1,11 +1,13 @@
 """The command line: help that fits a screen, mistakes as one line with status 2, and its verbs."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,6 @@ from selfevo_jax import cli
 
 ROOT = Path(__file__).parents[1]
 TINY = f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny"
-VERBS = [
-    "run", "sample", "eval", "report", "compare", "data", "data show", "data check", "import",
-    "export", "env",
-]  # fmt: skip
 FEW = ["--config.rounds=1", "--config.prompts.n=24", "--config.evaluate.n=4"]
 
 
@@ -36,14 +34,35 @@ def finished(cache, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_a_screen_and_shows_an_example(verb, capsys):
+def verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[str]:
+    """Every command and sub-command of the parser."""
+    yield name
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below, inner in action.choices.items():
+                yield from verbs(inner, f"{name} {below}".strip())
+
+
+@pytest.mark.parametrize("verb", list(verbs(cli.parser())))
+def test_help_fits_a_screen_and_shows_an_example(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stopped:
         cli.main([*verb.split(), "--help"])
-    said = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
     assert stopped.value.code == 0
-    assert "example: selfevo" in said
-    assert len(said.splitlines()) <= 45
+    assert any(line.startswith("example: ") and "selfevo" in line for line in lines)
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+def test_bash_completes_commands_and_options(capsys):
+    """A real bash, asked as it asks itself when a person presses Tab."""
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    ask = "COMP_WORDS=(selfevo {0}); COMP_CWORD={1}; _shtab_selfevo; echo ${{COMPREPLY[@]}}"
+    for words, expected in (("ex", "export"), ("export --fo", "--format")):
+        command = script + "\n" + ask.format(words, len(words.split()))
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [expected]
 
 
 def test_help_loads_no_jax():
@@ -65,6 +84,7 @@ def test_help_loads_no_jax():
         (["run", TINY, "--workdir=w", "--config.rounds", "x"], "this setting is a int"),
         (["report", "w"], "not the workdir of a run"),
         (["export", "w", "--out=x"], "not the workdir of a run"),
+        (["push", "w", "--repo=a/b"], "w is no export"),
         (["data", "check", "w.jsonl"], "w.jsonl: cannot be read"),
         (["sample", "--model=w", "--prompt=a"], "'w' does not exist"),
         (["sample", "--model=w", "--prompt=a", "--dtype=int4"], "float32 or bfloat16"),
@@ -155,6 +175,9 @@ def test_export_merges_what_the_run_trained(finished, tmp_path, capsys):
     assert cli.main(["export", str(finished), f"--out={merged}"]) == 0
     assert cli.main(["export", str(finished), f"--out={adapter}", "--format=peft"]) == 0
     assert (adapter / "adapter_config.json").exists()
+    assert "`random:tiny?seed=0`" in (merged / "README.md").read_text()
+    gguf = ["export", str(finished), f"--out={tmp_path / 'gguf'}", "--format=gguf"]
+    assert cli.main(gguf) == 2 and not (tmp_path / "gguf").exists()  # a byte a token: no merges
     ask = ["sample", "--prompt=What is 2 + 3?", "--max-new-tokens=40"]
     ask += ["--max-length=128", "--slots=2"]
     capsys.readouterr()

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "selfevo_jax"
 PYTHONS = ("3.11", "3.12", "3.13")
 TOP_LEVEL = {
-    ".ci", ".editorconfig", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile",
-    "README.md", "SECURITY.md", "benchmarks", "configs", "constraints", "docs", "pyproject.toml",
-    "selfevo_jax", "setup.py", "tests", "third_party", "tpu_scripts",
+    ".ci", ".editorconfig", ".gitignore", ".pre-commit-config.yaml", "AGENTS.md", "CHANGELOG.md",
+    "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "benchmarks", "configs",
+    "constraints", "docs", "mkdocs.yml", "notebooks", "pyproject.toml", "selfevo_jax", "setup.py",
+    "tests", "third_party", "tpu_scripts",
 }  # fmt: skip
 NEVER_IN_BASE = re.compile(r"torch|tensorflow|libtpu|nvidia-.*|jax-cuda.*|jax-rocm.*|litellm")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from selfevo_jax.cli import (
     compare,
     compile,
+    completion,
     data,
     doctor,
     env,
@@ -15,6 +16,7 @@ from selfevo_jax.cli import (
     import_,
     judge,
     merge,
+    push,
     report,
     run,
     sample,
@@ -26,7 +28,7 @@ from selfevo_jax.parallel.preemption import Preempted
 
 COMMANDS = (
     run, sample, serve, judge, evaluate, report, compare,
-    data, import_, export, merge, compile, doctor, env,
+    data, import_, export, push, merge, compile, doctor, env, completion,
 )  # fmt: skip
 MISTAKE, INTERRUPTED, PREEMPTED = 2, 130, 143
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from selfevo_jax.cli.common import nothing_left, verb
 
-FORMATS = ("merged", "peft")
+FORMATS = ("safetensors", "peft", "gguf")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add(verbs) -> None:
@@ -15,22 +16,32 @@ def add(verbs) -> None:
         verbs,
         "export",
         act,
-        "Write a policy of a run as a merged model (safetensors) or as a PEFT adapter.",
-        "selfevo export runs/quickstart --out=my-model",
+        "Write a policy of a run as merged safetensors, a PEFT adapter or a GGUF file, "
+        "with its model card.",
+        "selfevo export runs/quickstart --out=my-model --format=gguf",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the workdir of a run")
     parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument("--policy", help="such as round_01 (the best one of the run)")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="(%(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="of merged weights (%(default)s)"
+    )
+    parser.add_argument("--license", metavar="SPDX", help="such as apache-2.0, for the model card")
 
 
 def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     nothing_left(rest)
-    from selfevo_jax.evolve.exporting import export
+    from selfevo_jax.evolve.exporting import export, find_trained
     from selfevo_jax.evolve.progress import Progress
+    from selfevo_jax.report.card import model_card
 
     progress = Progress()
-    written = export(arguments.run, arguments.out, arguments.policy, arguments.format, progress)
+    trained = find_trained(arguments.run, arguments.policy)
+    card = model_card(arguments.run, trained.name, arguments.format, arguments.license)
+    written = export(
+        trained, arguments.out, arguments.format, progress, card=card, dtype=arguments.dtype
+    )
     progress.say(f"written: {written}")
     return 0

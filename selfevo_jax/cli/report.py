@@ -14,20 +14,38 @@ def add(verbs) -> None:
         verbs,
         "report",
         act,
-        "Write summary.json and report.html of a run.",
-        "selfevo report runs/quickstart",
+        "Write summary.json and report.html of a run, or serve the page of one that is running.",
+        "selfevo report runs/quickstart --live",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the workdir of a run")
+    parser.add_argument(
+        "--live", action="store_true", help="serve the page on 127.0.0.1 and follow the run"
+    )
+    parser.add_argument("--port", type=int, default=0, help="of the served page (any free one)")
 
 
 def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     nothing_left(rest)
     workdir = arguments.run
+    if arguments.live:
+        return follow(workdir, arguments.port)
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
     for path in write(workdir):
         print(path)
+    return 0
+
+
+def follow(workdir: Path, port: int) -> int:
+    """Serves the page until it is interrupted. Raises UserError where there is no folder."""
+    from selfevo_jax.report.live import LiveServer
+
+    if not workdir.is_dir():
+        raise UserError(f"{workdir} is no folder; give the --workdir of a run")
+    with LiveServer(workdir, port) as server:
+        print(f"{server.url} follows {workdir}; Ctrl-C stops it", flush=True)
+        server.serve_forever()
     return 0
 
 

@@ -42,18 +42,21 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     overrides, others = split_overrides(rest)
     nothing_left(others, OPTIONS)
-    from selfevo_jax.config import load_config
+    from selfevo_jax.config import load_config, plain
 
     config = load_config(arguments.config, overrides)
     from selfevo_jax.evolve.launch import launch
     from selfevo_jax.evolve.progress import Progress
     from selfevo_jax.parallel.distributed import agreed, first, joined
+    from selfevo_jax.report.track import tracked
 
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
     with joined(_cluster(arguments)):
         progress = Progress(quiet=not first())
-        launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
+        track = config.track if first() and not arguments.dry_run else ""
+        with tracked(track, arguments.workdir, plain(config)):
+            launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
         if not arguments.dry_run:
             written = agreed(lambda: _report(arguments.workdir))
             progress.say(f"finished: {written}")

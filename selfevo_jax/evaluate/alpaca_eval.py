@@ -177,5 +177,10 @@ def leaderboard_csv(results: Mapping[str, WinRate]) -> str:
     ranked = sorted(results.items(), key=lambda item: -item[1].length_controlled_winrate)
     for name, result in ranked:
         values = {field: getattr(result, field) for field in LEADERBOARD[1:]}
-        writer.writerow({"name": name} | values)
+        writer.writerow({"name": _no_formula(name)} | values)
     return out.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """Text that a spreadsheet takes for text: names come from files of others."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

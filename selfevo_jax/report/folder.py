@@ -38,22 +38,24 @@ class RunFolder:
     def document(self, name: str) -> dict[str, Any]:
         """A JSON object at the top of the workdir, {} where it is absent."""
         path = self.path / name
-        if not path.is_file():
-            return {}
-        return _parsed(path.read_bytes(), str(path))
+        return read_document(path) if path.is_file() else {}
 
     def rows(
         self, number: int, stage: str, name: str = "records", needs: Sequence[str] = ()
     ) -> Iterator[dict[str, Any]]:
         """The objects of `round_NN/stage/name.jsonl` in order; nothing where there is no file.
 
-        Raises UserError for a line that is no object or lacks one of the fields `needs`.
+        Metrics and timings grow line by line, so the beginning of a last line there is not read
+        yet; records appear whole. Raises UserError for a line that is no object or lacks one of
+        the fields `needs`.
         """
         path = self._round(number) / stage / f"{name}.jsonl"
         if not path.is_file():
             return
         with path.open("rb") as lines:
             for line_number, line in enumerate(lines, start=1):
+                if name != "records" and not line.endswith(b"\n"):
+                    return
                 where = f"{path}:{line_number}"
                 row = _parsed(line, where)
                 lacking = [field for field in needs if field not in row]
@@ -76,6 +78,11 @@ STAGE_ORDER = ("prompts", "sample", "judge", "reflect", "check", "pair", "train"
 
 
 REMEDY = "delete that folder and run again to remake it"
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError for anything else."""
+    return _parsed(path.read_bytes(), str(path))
 
 
 def _parsed(content: bytes, where: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.report.folder import RunFolder
+from selfevo_jax.report.lineage import judges, lineage
+from selfevo_jax.report.now import progress
 from selfevo_jax.report.summary import finite, summarise, write_whole
 
 MAX_ROWS = 100_000  # kept in each table of the page
@@ -25,7 +27,8 @@ MAX_CHARACTERS = 40_000_000  # of text in each table
 MAX_TEXT = 8_000  # characters of one text; the rest is named
 MAX_POINTS = 400  # of a curve in one round
 BINS = 24
-SCRIPTS = ("base.js", "charts.js", "browser.js", "page.js")
+SCRIPTS = ("base.js", "charts.js", "browser.js", "lineage.js", "page.js")
+LIVE_SCRIPTS = ("live.js",)
 SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
@@ -37,13 +40,17 @@ def write_page(workdir: str | Path) -> Path:
     return path
 
 
-def build_page(workdir: str | Path) -> str:
-    """The page of a run, finished or not. Raises UserError for a damaged or empty workdir."""
-    data = page_data(RunFolder(workdir), summarise(workdir))
-    script = '"use strict";\n' + "\n".join(_template(name) for name in SCRIPTS)
+def build_page(workdir: str | Path, live: str = "") -> str:
+    """The page of a run, finished or not. Raises UserError for a damaged or empty workdir.
+
+    `live`: the version of the files, for a page that a server keeps up to date.
+    """
+    data = page_data(RunFolder(workdir), summarise(workdir)) | {"version": live}
+    scripts = (*SCRIPTS, *LIVE_SCRIPTS) if live else SCRIPTS
+    script = '"use strict";\n' + "\n".join(_template(name) for name in scripts)
     style = _template("page.css")
     parts = {
-        "policy": _policy(script, style),
+        "policy": _policy(script, style) + ("; connect-src 'self'" if live else ""),
         "style": style,
         "script": script,
         "plain": html.escape(_plain(data)),
@@ -75,11 +82,14 @@ def page_data(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": str(run.get("name") or folder.path.resolve().name),
         "about": _about(config, run),
+        "now": progress(folder.path, run),
         "headline": wanted if wanted in tasks else (tasks[0] if tasks else ""),
         "summary": {key: summary[key] for key in SHOWN},
         "curves": curves,
         "curves_note": note,
         "lengths": _lengths(folder),
+        "judges": judges(folder),
+        "lineage": lineage(folder.path, run),
         "answers": _answers(folder, config),
         "pairs": _pairs(folder),
         "command": _command(run),

@@ -32,7 +32,7 @@ _BY_REGEX = {
     "llama3": _LLAMA3, "llama-v3": _LLAMA3, "llama-bpe": _LLAMA3, "falcon3": _LLAMA3,
     "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "stablelm2": _QWEN2,
 }  # fmt: skip
-_ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3")
+ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3")
 
 
 def gguf_files(path: Path) -> dict[str, bytes]:
@@ -80,11 +80,11 @@ def _numbers(metadata: Mapping[str, Any], key: str, tokens: list[str], path: Pat
 
 def _bpe_json(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> bytes:
     name = metadata.get("tokenizer.ggml.pre", "")
-    pre_tokenizer = _pre_tokenizer(name, path)
+    pre_tokenizer = pre_tokenizer_named(name, path)
     merges = [tuple(m.split(" ", 1)) for m in _strings(metadata, "tokenizer.ggml.merges", path)]
     vocab = {text: i for i, text in enumerate(tokens)}
     try:
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=name in _ADDS_BOS)
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=name in ADDS_BOS)
     except Exception as error:  # the Rust library raises bare Exception
         raise UserError(f"{path}: the merges do not fit the tokens: {error}") from error
     engine = tokenizers.Tokenizer(model)
@@ -101,7 +101,8 @@ def _bpe_json(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> byt
     return engine.to_str().encode()
 
 
-def _pre_tokenizer(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
+def pre_tokenizer_named(name: str, path: Path) -> pre_tokenizers.PreTokenizer:
+    """How llama.cpp's pre-tokenizer `name` cuts text. Raises UserError, naming `path`."""
     if name in _GPT2:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if name in _DIGITS:
@@ -146,7 +147,7 @@ def _config(
     metadata: Mapping[str, Any], tokens: list[str], kind: str, path: Path
 ) -> dict[str, Any]:
     llama = kind == "llama"
-    adds = llama or metadata.get("tokenizer.ggml.pre") in _ADDS_BOS
+    adds = llama or metadata.get("tokenizer.ggml.pre") in ADDS_BOS
     config: dict[str, Any] = {
         "tokenizer_class": "LlamaTokenizer" if llama else "PreTrainedTokenizerFast",
         "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", adds)),

@@ -87,6 +87,18 @@ class _Fields:
         return int(value)
 
 
+def llama3_factors(scaling: Llama3RopeScaling, theta: float, head_dim: int) -> np.ndarray:
+    """What llama.cpp divides each rotary frequency by, float32 [head_dim / 2].
+
+    Source: `LlamaModel.generate_extra_tensors` in llama.cpp's convert_hf_to_gguf.py.
+    """
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (scaling.original_max_position / wavelength - low) / (high - low)
+    smooth = np.clip(smooth, 0, 1)
+    return (1 / ((1 - smooth) / scaling.factor + smooth)).astype(np.float32)
+
+
 def _fit_llama3(fields: _Fields, factors: np.ndarray) -> Llama3RopeScaling:
     """Find the scaling behind a `rope_freqs` tensor: GGUF keeps its factors, not its settings.
 
@@ -94,11 +106,7 @@ def _fit_llama3(fields: _Fields, factors: np.ndarray) -> Llama3RopeScaling:
     """
     scaling = Llama3RopeScaling(float(factors.max()), 1.0, 4.0, 8192)
     theta, size = fields.number("rope.freq_base", 10_000.0), 2 * len(factors)
-    wavelength = 2 * math.pi * theta ** (np.arange(0, size, 2) / size)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    smooth = (scaling.original_max_position / wavelength - low) / (high - low)
-    smooth = np.clip(smooth, 0, 1)
-    expected = 1 / ((1 - smooth) / scaling.factor + smooth)
+    expected = llama3_factors(scaling, theta, size)
     if not np.allclose(factors, expected, rtol=1e-3):
         raise UserError(f"{fields.header.path}: tensor rope_freqs.weight is no Llama 3 scaling")
     return scaling

@@ -18,7 +18,7 @@ from selfevo_jax.weights.gguf_config import config_from_gguf
 from selfevo_jax.weights.gguf_header import GgufHeader, GgufTensor, read_header
 from selfevo_jax.weights.names import Leaf
 
-_ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 def half_split_rows(rows: int, heads: int) -> np.ndarray:
@@ -57,15 +57,15 @@ class GgufFile:
         self.config: ModelConfig = config_from_gguf(self.header, self._rope_factors())
 
     def _rope_factors(self) -> np.ndarray | None:
-        if _ROPE_FACTORS not in self.header.tensors:
+        if ROPE_FACTORS not in self.header.tensors:
             return None
-        (size,) = self.header.tensors[_ROPE_FACTORS].shape
-        return self._values(_ROPE_FACTORS, ((0, size),))
+        (size,) = self.header.tensors[ROPE_FACTORS].shape
+        return self._values(ROPE_FACTORS, ((0, size),))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by tensor name, [out, in] for kernels; rope factors are part of the config."""
         tensors = self.header.tensors.items()
-        return {name: tensor.shape for name, tensor in tensors if name != _ROPE_FACTORS}
+        return {name: tensor.shape for name, tensor in tensors if name != ROPE_FACTORS}
 
     def name(self, leaf: Leaf, layer: int) -> str:
         """The GGUF name of a leaf's tensor."""

@@ -94,14 +94,19 @@ def _not_a_model(folder: Path) -> UserError:
     return UserError(f"{folder} is not a model folder: it has no config.json")
 
 
-def _outgoing(config: ModelConfig, params: Mapping[str, Any]) -> list[Outgoing]:
+def outgoing(config: ModelConfig, params: Mapping[str, Any], naming: str = "hf") -> list[Outgoing]:
+    """Every tensor of a file in its order, named as `naming` (hf or gguf) does."""
     flat = flatten_dict(dict(params))
     expected = {leaf.path: leaf.shape for leaf in leaves(config)}
     found = {path: value.shape for path, value in flat.items()}
     if found != expected:
         raise ValueError(f"parameters do not fit the config at {set(found) ^ set(expected)}")
     return [
-        Outgoing(leaf.hf.format(layer=layer), leaf.file_shape, _taker(leaf, flat[leaf.path], layer))
+        Outgoing(
+            getattr(leaf, naming).format(layer=layer),
+            leaf.file_shape,
+            _taker(leaf, flat[leaf.path], layer),
+        )
         for leaf in leaves(config)
         for layer in leaf.layers
     ]
@@ -137,9 +142,9 @@ def save_model(
     """
     kind = jnp.dtype(dtype)
     data = {**config_to_json(config), "torch_dtype": kind.name}
-    outgoing = _outgoing(config, params)
+    tensors = outgoing(config, params)
     if spread(params) and not first():
-        hand_over(outgoing, kind, shard_bytes)
+        hand_over(tensors, kind, shard_bytes)
         barrier()
         return
     with atomic_folder(Path(folder)) as fresh:
@@ -148,7 +153,7 @@ def save_model(
         if save_tokenizer is not None:
             save_tokenizer(fresh)
         (fresh / "config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        write_folder(fresh, outgoing, kind, shard_bytes)
+        write_folder(fresh, tensors, kind, shard_bytes)
     if spread(params):
         barrier()
 

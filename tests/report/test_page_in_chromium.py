@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
+from selfevo_jax.report.live import LiveServer  # noqa: E402
 from selfevo_jax.report.page import embed_json, write_page  # noqa: E402
 
 FLAGS = (
@@ -86,9 +88,19 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     assert "95 % interval" in lead
     assert "300 held-out questions" in lead
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["Accuracy", "Training", "Answer lengths", "Answers before and after",
-                        "Training pairs", "Time and tokens", "Repeat this run"]  # fmt: skip
-    assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 9
+    assert headings == ["Accuracy", "Training", "Answer lengths", "Judges",
+                        "Answers before and after", "Training pairs", "Lineage", "Time and tokens",
+                        "Repeat this run"]  # fmt: skip
+    assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
+
+
+def test_lineage_and_judges_are_shown(shown):
+    drawing = shown.find_element(By.CSS_SELECTOR, "#lineage svg")
+    spoken = drawing.get_attribute("aria-label")
+    assert spoken == "Lineage: base; round_01 from base; round_02 from round_01"
+    assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
+    row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
+    assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 90.0 %" in row
 
 
 # Number of colours in a PNG and the mean level of the commonest one.
@@ -269,3 +281,24 @@ def test_a_hundred_thousand_records_stay_quick(driver, page_file, tmp_path):
     assert time.monotonic() - start < 5
     print("search over 100,000 rows:", round(time.monotonic() - start, 2), "s")
     assert driver.get_log("browser") == []
+
+
+def test_a_served_page_follows_the_run(driver, run_folder, tmp_path):
+    """It loads itself again while nobody reads, and asks first while somebody does."""
+    workdir = shutil.copytree(run_folder, tmp_path / "run")
+    rounds = [shutil.move(workdir / f"round_{n:02d}", tmp_path / f"kept_{n}") for n in (1, 2)]
+    lead = lambda: driver.find_element(By.TAG_NAME, "h1").text  # noqa: E731
+    with LiveServer(workdir) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        driver.get(server.url)
+        assert lead().endswith("before training")
+        shutil.move(rounds[0], workdir / "round_01")
+        until(lambda: driver.execute_script("return DATA.summary.rounds.length") == 2)
+        driver.find_element(By.CSS_SELECTOR, "#answers input[type=search]").send_keys("duck")
+        shutil.move(rounds[1], workdir / "round_02")
+        until(lambda: driver.find_elements(By.CSS_SELECTOR, "#live button"))
+        assert driver.execute_script("return DATA.summary.rounds.length") == 2
+        driver.find_element(By.CSS_SELECTOR, "#live button").click()
+        until(lambda: driver.execute_script("return DATA.summary.rounds.length") == 3)
+        assert driver.get_log("browser") == []
+        server.shutdown()

@@ -395,7 +395,10 @@ def write_gguf(folder, pieces, **changed):
 
 def test_the_llama3_and_qwen2_cuts(gguf, tmp_path):
     cut = {
-        name: [text for text, _ in gguf_tokenizer._pre_tokenizer(name, gguf).pre_tokenize_str(line)]
+        name: [
+            text
+            for text, _ in gguf_tokenizer.pre_tokenizer_named(name, gguf).pre_tokenize_str(line)
+        ]
         for line in ["12345 don't  x\n\n y"]
         for name in ("llama-bpe", "qwen2", "gpt-2", "smollm")
     }

@@ -25,12 +25,14 @@ function overview() {
     title.append("Accuracy ", percent(first.score), " before training");
     lead.append(`No trained round has been evaluated yet; ${whole(first.n)} held-out questions of ${task}.`);
   } else title.append("Nothing has been evaluated yet");
-  const totals = SUMMARY.totals;
+  const totals = SUMMARY.totals, now = DATA.now;
+  const far = !now ? null : make("p", {class: "note", id: "now"}, `${whole(now.done)} of ${whole(now.planned)} stages are done` +
+    (now.stage ? `; ${now.stage} has ${whole(now.lines)} of ${now.amount}.` : "."));
   const cards = [["Trained rounds", whole(ROUNDS.filter((r) => r.training.steps).length)], ["Samples", whole(totals.samples)],
     ["Preference pairs", whole(totals.pairs)], ["Tokens generated", brief(totals.tokens_generated + totals.tokens_evaluated)],
     ["Tokens trained on", brief(totals.tokens_trained)], ["Time of all stages", duration(totals.seconds)]];
   MAIN.append(make("section", {id: "overview", "aria-labelledby": "overview-title"},
-    make("p", {class: "eyebrow"}, DATA.about.join(" \u00b7 ")), title, lead,
+    make("p", {class: "eyebrow"}, DATA.about.join(" \u00b7 ")), title, lead, far,
     make("dl", {class: "cards"}, cards.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))));
   document.getElementById("sections").append(make("li", {}, make("a", {href: "#overview"}, "Overview")));
 }
@@ -220,5 +222,5 @@ document.getElementById("run-name").append(visible(DATA.name));
 document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo run report`;
 document.getElementById("footer").append(visible(DATA.footer));
 theme();
-for (const part of [overview, accuracy, training, lengths, answers, pairs, cost, repeat]) part();
+for (const part of [overview, accuracy, training, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
 document.documentElement.dataset.ready = "true";

@@ -1,0 +1,84 @@
+"""Where each policy of a run came from, and how its judges behaved."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfevo_jax.judge.aggregate import Rate
+from selfevo_jax.judge.health import health
+from selfevo_jax.judge.pairwise import Comparison
+from selfevo_jax.report.folder import RunFolder, read_document
+
+
+def lineage(workdir: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each policy, parents before children: what it began from, what it learnt from.
+
+    `depth` counts trainings since the base; `inputs` are the stages whose records it was trained
+    on. Raises UserError for a damaged stage.json.
+    """
+    kept = {**run.get("policies", {}), **run.get("roles", {})}
+    nodes = []
+    for name, policy in kept.items():
+        stage = _stage_of(workdir, policy.get("adapter"))
+        nodes.append(
+            {
+                "name": name,
+                "parent": policy.get("parent"),
+                "depth": len(list(_ancestors(name, kept))),
+                "model": policy.get("model") or run.get("model"),
+                "hash": str(policy.get("hash") or "")[:12],
+                "stage": str(Path(policy["adapter"]).parent) if policy.get("adapter") else None,
+                "inputs": sorted(stage.get("stage", {}).get("inputs", {})),
+                "counts": stage.get("counts", {}),
+            }
+        )
+    return sorted(nodes, key=lambda node: node["depth"])
+
+
+def _stage_of(workdir: Path, adapter: str | None) -> dict[str, Any]:
+    if adapter is None:
+        return {}
+    path = workdir / Path(adapter).parent / "stage.json"
+    return read_document(path) if path.is_file() else {}
+
+
+def _ancestors(name: str, kept: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    seen = {name}
+    while (name := kept.get(name, {}).get("parent")) and name not in seen:
+        seen.add(name)
+        yield name
+
+
+def judges(folder: RunFolder) -> list[dict[str, Any]]:
+    """The conduct of the judge of every pairwise stage: (hits, n) of each of `RATES`."""
+    return [
+        {"round": number, "stage": stage} | _conduct(folder, number, stage)
+        for number in folder.rounds()
+        for stage in folder.stages(number)
+        if _judged(folder, number, stage)
+    ]
+
+
+def _judged(folder: RunFolder, number: int, stage: str) -> bool:
+    first = next(folder.rows(number, stage), {})
+    return {"ballots", "p_first", "verdict"} <= first.keys()
+
+
+def _conduct(folder: RunFolder, number: int, stage: str) -> dict[str, Any]:
+    found = [Comparison.from_json(row, stage) for row in folder.rows(number, stage)]
+    seen = health(found)
+    return {
+        "judge": found[0].judge,
+        "protocol": found[0].protocol,
+        "contests": seen.contests,
+        "mass": seen.mass,
+        "reasons": dict(seen.reasons),
+        **{name: _counts(getattr(seen, name)) for name in RATES},
+    }
+
+
+RATES = ("failures", "ties", "flips", "shown_first")
+
+
+def _counts(rate: Rate) -> tuple[int, int]:
+    return rate.hits, rate.n
