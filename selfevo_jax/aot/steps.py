@@ -24,7 +24,7 @@ from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.optimizer import optimizer, schedule
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.models.cache import init_cache
-from selfevo_jax.models.config import Compute, ModelConfig
+from selfevo_jax.models.config import REMATS, Compute, ModelConfig
 from selfevo_jax.models.llama import abstract_params, unstack_layers
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
@@ -38,7 +38,6 @@ from selfevo_jax.sample.select import Rules
 TRAIN_STEPS = ("sft_lora", "dpo_lora", "sft_full")
 STEPS = (*TRAIN_STEPS, "prefill", "decode")
 DTYPES = {"bf16": jnp.bfloat16, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
-REMATS = ("none", "dots", "full")
 _SLOTS, _PROMPT_ROWS = 4, 8
 
 

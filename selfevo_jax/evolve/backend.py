@@ -22,7 +22,7 @@ from selfevo_jax.evolve.training import Training
 from selfevo_jax.evolve.uncertainty import token_statistics
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer
-from selfevo_jax.models.config import Compute
+from selfevo_jax.models.config import REMATS, Compute
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.merge import Part, merge_adapters
@@ -113,9 +113,10 @@ def open_source(source: str) -> ModelFiles:
 
 
 def compute_of(config: Mapping[str, Any]) -> Compute:
-    """`Compute` from the `compute` settings. Raises UserError for an unknown dtype."""
-    if config["dtype"] not in DTYPES:
-        raise UserError(f"compute.dtype {config['dtype']!r} is unknown; use {' or '.join(DTYPES)}")
+    """`Compute` from the `compute` settings. Raises UserError for an unknown dtype or remat."""
+    for name, known in (("dtype", DTYPES), ("remat", REMATS)):
+        if config[name] not in known:
+            raise UserError(f"compute.{name} {config[name]!r} is unknown; use {', '.join(known)}")
     return Compute(DTYPES[config["dtype"]], config["remat"])
 
 

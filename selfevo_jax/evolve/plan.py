@@ -89,12 +89,20 @@ def expected_memory(
     """Bytes of weights (but the norms'), of the key-value cache and of training an adapter.
 
     A value of a layer's projections takes `kernel_bytes`, any other `value_bytes`.
-    Activations follow Korthikanti et al. (2022, arXiv:2205.05198), eq. 2 without the attention
-    matrix; with rematerialisation a layer keeps its input only. An estimate, good to a factor two.
+    A layer keeps what `Compute.remat` says. An estimate, good to a factor two.
     """
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    kept = 17 if remat == "none" else 2
-    activations = train_tokens * config.hidden_size * config.num_layers * kept
+    products = 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
+    products += config.hidden_size + 2 * config.intermediate_size
+    kept = (
+        config.hidden_size
+        + {
+            "full": 0,
+            "dots": products,
+            "none": products + 4 * config.hidden_size + 4 * config.intermediate_size,
+        }[remat]
+    )
+    activations = train_tokens * config.num_layers * kept
     sides = config.hidden_size * 7 + config.intermediate_size * 3
     adapter = config.num_layers * rank * sides
     return {

@@ -66,6 +66,7 @@ class ModelConfig:
         return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
 
 
+REMATS = ("none", "dots", "full")
 KEPT = "kept"  # what `Compute.remat` "dots" keeps goes by this name
 
 
