@@ -192,7 +192,7 @@ def test_export_merges_what_the_run_trained(finished, tmp_path, capsys):
     assert said[0] == said[1] != said[2]
     assert cli.main(["export", str(finished), f"--out={merged}"]) == 2
     assert cli.main(["export", str(finished), "--out=x", "--policy=round_07"]) == 2
-    assert "it has: round_01" in capsys.readouterr().err
+    assert "trained: round_01" in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(cache, tmp_path):

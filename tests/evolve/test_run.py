@@ -117,7 +117,7 @@ def test_a_training_without_effect_ends_the_run(mini):
         ("model=random:tinny?seed=0", "nearest: tiny"),
         ("model=/nowhere", "does not exist"),
         ("objective.loss=dop", "nearest: dpo"),
-        ("compute.dtype=float8", "float32 or bfloat16"),
+        ("compute.dtype=float8", "use float32, bfloat16"),
         ("compute.max_length=20", "shorten it or raise max_length"),
         ("sample.top_p=1.5", "top_p 1.5 must be"),
     ],
