@@ -16,7 +16,7 @@ from selfevo_jax.models.lora import adapter, merge_lora
 from selfevo_jax.models.presets import preset
 from selfevo_jax.models.quantize import BYTES, Quantized, dequantize, quantize_base
 from selfevo_jax.weights.model_files import open_model
-from selfevo_jax.weights.peft import load_peft
+from selfevo_jax.weights.peft import load_peft, read_origin
 
 MODEL = "random:tiny?seed=0"
 
@@ -36,6 +36,9 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
 
     assert len(list((mini.workdir / "reference").iterdir())) == 1  # for all fits of the run
     assert not (mini.workdir / "round_01/train/reference").exists()
+
+    lineage = read_origin(mini.workdir / "round_01/train/adapter").lineage
+    assert (lineage["round"], lineage["start"]["policy"]) == ("round_01", "base")
 
     export(mini.workdir, tmp_path / "merged", None, "merged", Progress())
     merged = load_file(tmp_path / "merged" / "model.safetensors")

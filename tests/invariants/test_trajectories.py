@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,12 +99,10 @@ def test_a_reference_adapter_is_the_separate_model(params, tmp_path):
     tree = init_lora(CONFIG, SETTINGS.lora, jax.random.key(3))
     tree = jax.tree.map(lambda leaf: leaf + 0.05, tree)
     policy = adapter(tree, SETTINGS.lora)
-    fit(params, tmp_path / "a", reference=policy, store=tmp_path / "adapter", steps=1)
+    found = fit(params, tmp_path / "a", reference=policy, store=tmp_path / "adapter", steps=1)
     fit(merge_lora(params, policy), tmp_path / "b", store=tmp_path / "merged", steps=1)
-    fit(params, tmp_path / "c", store=tmp_path / "base", steps=1)
-    kept = {name: sums(tmp_path / name) for name in ("adapter", "merged", "base")}
-    np.testing.assert_allclose(kept["adapter"], kept["merged"], atol=1e-4)
-    assert jnp.abs(kept["adapter"] - kept["base"]).max() > 0.1
+    np.testing.assert_allclose(sums(tmp_path / "adapter"), sums(tmp_path / "merged"), atol=1e-4)
+    assert found.metrics[0]["kl"] > 0.01  # the start is the base, far from this reference
 
 
 def sums(folder):
