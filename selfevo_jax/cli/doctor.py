@@ -182,7 +182,11 @@ def mend(findings: Sequence[Finding], hardware: Hardware) -> str | None:
 
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess:
+    # Unfiltered, the last line of a traceback is the error itself.
+    settings = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, env=settings
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", f"no answer within {seconds:.0f} s")
