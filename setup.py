@@ -87,6 +87,7 @@ TEST = [
     "ruff>=0.14,<0.18",
     "selenium>=4.30,<5",  # drives Chromium over the run's page
     "setuptools>=77,<90",  # the packaging test builds a wheel
+    *(f"{requirement}; {OLD}" for requirement in DEEPSPEED),
     f"xllamacpp>=2026,<2027; {OLD}",  # llama.cpp, which must read our GGUF files
     *SERVE,
     # The parity tests and those that compile for TPUs run on one Python; on the others they skip
