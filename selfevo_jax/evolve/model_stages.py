@@ -17,6 +17,7 @@ from selfevo_jax.evolve import acquire, embedding, uncertainty, work
 from selfevo_jax.evolve.backend import Backend
 from selfevo_jax.evolve.engine import Recipe
 from selfevo_jax.evolve.keys import code_key, source_version
+from selfevo_jax.evolve.overlap import tell_overlap
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.pure import PureStages, inputs_of, with_given
@@ -27,6 +28,7 @@ from selfevo_jax.judge import asking as judge_asking
 from selfevo_jax.judge import material, pairwise
 from selfevo_jax.judge.pairwise import Comparison, Contest, PairwiseJudge
 from selfevo_jax.models import merge
+from selfevo_jax.parallel.distributed import first
 from selfevo_jax.records import Answer, Prompt, Row, Sample, Vector, Verdict, content_id
 from selfevo_jax.sample.protocol import Generator, SamplingParams
 from selfevo_jax.text.prompt_files import PromptFile
@@ -277,11 +279,17 @@ class ModelStages(PureStages):
         training = training_of(self.config, objective, learn)
         amount = training.fit.steps or f"{training.fit.epochs} epochs"
         frozen = f", reference {reference.name}" if training.objective.needs_reference else ""
+
+        def make(path: Path, advance: Callable[[int, str], None]) -> dict[str, int]:
+            if first():
+                questions = (self.config.evaluate.n, self.config.seed)
+                tell_overlap(examples, self.task, *questions, path, self.progress)
+            store = self.workdir / "reference"
+            return self.backend.fit(examples, training, start, reference, path, store, advance)
+
         folder, content = self.files(
             name,
-            lambda path, advance: self.backend.fit(
-                examples, training, start, reference, path, self.workdir / "reference", advance
-            ),
+            make,
             settings=self.backend.train_settings(training),
             version=self.backend.trainer_version,
             inputs={
