@@ -102,7 +102,7 @@ class Follower:
 
     def follow(self) -> None:
         """Sends what is new."""
-        if not any(self.workdir.glob("round_[0-9]*")):
+        if not self._begun():
             return
         folder, start = RunFolder(self.workdir), 0
         for number in folder.rounds():
@@ -115,10 +115,13 @@ class Follower:
     def finish(self) -> None:
         """Sends what is new and what was measured, and closes the tracker."""
         self.follow()
-        for row in summarise(self.workdir)["rounds"]:
+        for row in summarise(self.workdir)["rounds"] if self._begun() else []:
             values = {f"{t}/{key}": task[key] for t, task in row["tasks"].items() for key in SHOWN}
             self.tracker.results(row["round"], {f"eval/{key}": v for key, v in values.items()})
         self.tracker.close()
+
+    def _begun(self) -> bool:
+        return any(self.workdir.glob("round_[0-9]*"))
 
 
 SHOWN = ("score", "low", "high", "tokens")
