@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class Wandb:
             project=PROJECT,
             dir=folder,
             config=dict(about),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=None if "WANDB_MODE" in os.environ else "offline",
             settings=quiet,
         )
 
@@ -90,7 +90,10 @@ class Wandb:
         self._run.finish()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": Wandb}
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+}
 
 
 class Follower:
