@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfevo_jax.cli.common import nothing_left, verb
 
@@ -10,7 +11,7 @@ FORMATS = ("safetensors", "peft", "gguf")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add(verbs) -> None:
+def add(verbs: Any) -> None:
     """Adds the command."""
     parser = verb(
         verbs,

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfevo_jax.cli.common import nothing_left, verb
 from selfevo_jax.errors import UserError
@@ -13,7 +14,7 @@ MODELS = ("adapter_config.json", "config.json", "model.gguf")  # what tells an e
 PATTERNS = (CARD, "*.json", "*.safetensors", "*.gguf", "*.jinja", "tokenizer.model")
 
 
-def add(verbs) -> None:
+def add(verbs: Any) -> None:
     """Adds the command."""
     parser = verb(
         verbs,

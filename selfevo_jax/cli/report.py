@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from selfevo_jax.cli.common import nothing_left, verb
 from selfevo_jax.errors import UserError
 
 
-def add(verbs) -> None:
+def add(verbs: Any) -> None:
     """Adds the command."""
     parser = verb(
         verbs,

@@ -83,8 +83,7 @@ def locked(workdir: Path) -> Iterator[None]:
     The lock belongs to the open file, so the kernel drops it when its process dies: a file left
     behind by a killed run locks nothing.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open_lock(workdir)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,3 +98,15 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(workdir: Path) -> int:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
+        raise UserError(
+            f"{workdir} cannot be written ({error.strerror}); give another --workdir"
+        ) from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.weights.storage import sha256_of_file
 
 
 class RunFolder:
@@ -19,6 +20,7 @@ class RunFolder:
 
     def __init__(self, workdir: str | Path):
         self.path = Path(workdir)
+        self._checked: set[Path] = set()
         if not any(self.path.glob("round_[0-9]*")):
             raise UserError(
                 f"{self.path} holds no run (no round_00 folder): give the workdir of `selfevo run`"
@@ -52,6 +54,7 @@ class RunFolder:
         path = self._round(number) / stage / f"{name}.jsonl"
         if not path.is_file():
             return
+        self._check(path)
         with path.open("rb") as lines:
             for line_number, line in enumerate(lines, start=1):
                 if name != "records" and not line.endswith(b"\n"):
@@ -62,6 +65,16 @@ class RunFolder:
                 if lacking:
                     raise UserError(f"{where} lacks {', '.join(lacking)}; {REMEDY}")
                 yield row
+
+    def _check(self, path: Path) -> None:
+        """Compares a finished stage's file with its checksum, once."""
+        sealed = path.with_name("stage.json")
+        if path in self._checked or not sealed.is_file():
+            return
+        expected = read_document(sealed).get("files", {}).get(path.name)
+        if expected not in (None, sha256_of_file(path)):
+            raise UserError(f"{path} is corrupt: its checksum is another; {REMEDY}")
+        self._checked.add(path)
 
     def seconds(self, number: int, stage: str) -> float:
         """Seconds of work in a stage, over all its interrupted attempts."""

@@ -44,7 +44,8 @@ def _stage_of(workdir: Path, adapter: str | None) -> dict[str, Any]:
 
 def _ancestors(name: str, kept: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     seen = {name}
-    while (name := kept.get(name, {}).get("parent")) and name not in seen:
+    while (parent := kept.get(name, {}).get("parent")) and parent not in seen:
+        name = parent
         seen.add(name)
         yield name
 

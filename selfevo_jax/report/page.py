@@ -108,9 +108,9 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     return [(prefix.rstrip("."), shorten(text))]
 
 
-def shorten(text: str | None) -> str | None:
+def shorten(text: str) -> str:
     """The text, or its first `MAX_TEXT` characters and how many are left out."""
-    if text is None or len(text) <= MAX_TEXT:
+    if len(text) <= MAX_TEXT:
         return text
     return f"{text[:MAX_TEXT]} [... {len(text) - MAX_TEXT} characters are left out of this page]"
 
@@ -224,7 +224,9 @@ def _histogram(number: int, lengths: list[int], width: int, bins: int) -> dict[s
 
 def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     """One row per held-out question, with its reply in each round."""
-    rounds, rows, tasks = folder.rounds(), {}, {}
+    rounds = folder.rounds()
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    tasks: dict[str, int] = {}
     for place, number in enumerate(rounds):
         for row in folder.rows(number, "evaluate"):
             key = (row["task"], row["prompt_id"])
@@ -241,7 +243,7 @@ def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     kept = _within_budget(rows.values(), _answer_size)
     questions = _questions(folder, config, {row["id"] for row in kept})
     for row in kept:
-        row["gold"] = shorten(row["gold"])
+        row["gold"] = None if row["gold"] is None else shorten(row["gold"])
         row["question"] = shorten(questions.get(row["id"], f"(question {row['id']} is not stored)"))
     answered = [n for i, n in enumerate(rounds) if any(row["replies"][i] for row in kept)]
     for row in kept:
@@ -266,7 +268,8 @@ def _answer_size(row: Mapping[str, Any]) -> int:
 
 def _within_budget(rows: Iterable[Any], size: Callable[[Any], int]) -> list[Any]:
     """The first rows, up to `MAX_ROWS` of them and `MAX_CHARACTERS` of text."""
-    kept, room = [], MAX_CHARACTERS
+    kept: list[Any] = []
+    room = MAX_CHARACTERS
     for row in rows:
         room -= size(row)
         if len(kept) == MAX_ROWS or room < 0:
@@ -314,7 +317,8 @@ def conversation(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def _pairs(folder: RunFolder) -> dict[str, Any]:
-    total, kept, room = 0, [], MAX_CHARACTERS
+    kept: list[dict[str, Any]] = []
+    total, room = 0, MAX_CHARACTERS
     for number in folder.rounds():
         for row in folder.rows(number, "pair", needs=("prompt", "chosen", "rejected")):
             total += 1

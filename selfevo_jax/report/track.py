@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +73,7 @@ class Wandb:
             project=PROJECT,
             dir=folder,
             config=dict(about),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=None if "WANDB_MODE" in os.environ else "offline",
             settings=quiet,
         )
 
@@ -90,7 +90,10 @@ class Wandb:
         self._run.finish()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": Wandb}
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+}
 
 
 class Follower:
@@ -102,7 +105,7 @@ class Follower:
 
     def follow(self) -> None:
         """Sends what is new."""
-        if not any(self.workdir.glob("round_[0-9]*")):
+        if not self._begun():
             return
         folder, start = RunFolder(self.workdir), 0
         for number in folder.rounds():
@@ -115,10 +118,13 @@ class Follower:
     def finish(self) -> None:
         """Sends what is new and what was measured, and closes the tracker."""
         self.follow()
-        for row in summarise(self.workdir)["rounds"]:
+        for row in summarise(self.workdir)["rounds"] if self._begun() else []:
             values = {f"{t}/{key}": task[key] for t, task in row["tasks"].items() for key in SHOWN}
             self.tracker.results(row["round"], {f"eval/{key}": v for key, v in values.items()})
         self.tracker.close()
+
+    def _begun(self) -> bool:
+        return any(self.workdir.glob("round_[0-9]*"))
 
 
 SHOWN = ("score", "low", "high", "tokens")

@@ -148,6 +148,14 @@ def _signal(row: Row) -> frozenset[str]:
     return fields if fields == FORMATS["unpaired-preference"] else fields - {"label"}
 
 
+def format_at(row: Row, place: str) -> str:
+    """`detect_format` of one row. Raises UserError naming the place."""
+    try:
+        return detect_format([row])
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
 def _format_of(signal: frozenset[str]) -> str:
     exact = [name for name, fields in FORMATS.items() if fields == signal]
     if exact:
@@ -175,10 +183,7 @@ def read_examples(path: str | Path) -> Iterator[Row]:
     format_: str | None = None
     for number, row in read_numbered(path):
         place = f"{path}:{number}"
-        try:
-            found = detect_format([row])
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
+        found = format_at(row, place)
         format_ = format_ or found
         if found != format_:
             raise UserError(f"{place}: a {found} row in a file of {format_} rows; split the file")

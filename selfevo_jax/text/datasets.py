@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.text.data_files import Row, detect_format, read_numbered, to_example
+from selfevo_jax.text.data_files import Row, format_at, read_numbered, to_example
 
 _LIBRARIES = {"hf": ("datasets", "datasets"), "tfds": ("tensorflow_datasets", "selfevo_jax[tfds]")}
 
@@ -43,8 +43,9 @@ def examples(source: str | Path) -> Iterator[Row]:
     """Rows as {"id", "messages", "completions"}; the first one decides the format."""
     format_ = None
     for number, row in numbered_rows(source):
-        format_ = format_ or detect_format([row])
-        yield to_example(row, format_, f"{source}:{number}")
+        place = f"{source}:{number}"
+        format_ = format_ or format_at(row, place)
+        yield to_example(row, format_, place)
 
 
 def _split(name: str) -> tuple[str, str]:

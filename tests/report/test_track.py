@@ -116,6 +116,13 @@ def test_the_run_s_own_error_comes_through(copy, monkeypatch):
     assert Notes.made[-1].closed and Notes.made[-1].about == {"a": 1}
 
 
+def test_a_run_that_never_began_is_no_failure(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(track.TRACKERS, "wandb", Notes)
+    with caplog.at_level(logging.WARNING, "selfevo_jax"), tracked("wandb", tmp_path / "run", {}):
+        pass
+    assert Notes.made[-1].closed and not caplog.records
+
+
 def test_names():
     assert chosen("") == [] and chosen("wandb,tensorboard") == ["wandb", "tensorboard"]
     with pytest.raises(UserError, match="no tracker 'wandbb'; use tensorboard, wandb"):
