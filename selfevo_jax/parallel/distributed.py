@@ -35,6 +35,7 @@ SILENT_SECONDS = 30  # a host that is not heard of for so long is lost
 LAST_WORDS_SECONDS = 3.0  # a host that leaves early waits so long for the others to read why
 POLL_MS = 1000  # between two waits a signal is heard
 
+_KEPT = "Everything finished is kept; start the same command on all hosts again"
 _numbers = itertools.count()  # of the questions that all hosts ask in the same order
 
 
@@ -90,10 +91,8 @@ class _Watch:
         self._name, self._left = own, threading.Event()
         _tell(f"name/{jax.process_index()}", own)
         self._names = [_answer(f"name/{host}") for host in range(jax.process_count())]
-        self._farewell = _epitaph(
-            f"{own} ended at once: it was killed, or it lost {self._names[0]}, through which the "
-            "hosts meet. Everything finished is kept; start the same command on all hosts again"
-        )
+        lost = "" if first() else f", or it lost {self._names[0]}, through which the hosts meet"
+        self._farewell = _epitaph(f"{own} ended at once: it was killed{lost}. {_KEPT}")
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -134,8 +133,7 @@ class _Watch:
 
     def _give_up(self, why: str) -> None:
         self._say_farewell()
-        kept = "Everything finished is kept; start the same command on all hosts again"
-        print(f"error: {why}. {kept}", file=sys.stderr, flush=True)
+        print(f"error: {why}. {_KEPT}", file=sys.stderr, flush=True)
         os._exit(LOST)
 
     def _say_farewell(self) -> None:

@@ -32,6 +32,7 @@ def test_two_hosts_equal_one(run, alone, tmp_path):
     assert len(two.rows("round_01/sample/timings-1.jsonl")) >= 1  # host 1 did its share
 
 
+@pytest.mark.slow
 def test_a_lost_host_is_named_and_the_run_goes_on(run, alone, tmp_path):
     """Host 1 is killed while it trains: host 0 names it within a minute; one process goes on."""
     two = run(tmp_path / "run", 2, 4)
@@ -47,6 +48,7 @@ def test_a_lost_host_is_named_and_the_run_goes_on(run, alone, tmp_path):
     same(run(tmp_path / "copy", 4, 2).finish(), alone)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_host_where_all_meet_is_told(run, tmp_path):
     two = run(tmp_path / "run", 2, 4)
     two.until("round_01/sample/records-1.part.jsonl")
