@@ -61,9 +61,11 @@ def test_stopped_five_times_gives_the_same_bytes(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hosts_stop_after_the_same_step(run, alone, tmp_path):
+def test_two_hosts_stop_after_the_same_step(run, tmp_path):
     """One of them is told; both save, end with the same status, and go on to the same losses."""
-    two = run(tmp_path / "run", 2, 4, "learn.checkpoint_every=1000")
+    longer = ("learn.epochs=8", "learn.lr=1e-3", "learn.checkpoint_every=1000")
+    alone = run(tmp_path / "alone", 1, 8, *longer).finish()
+    two = run(tmp_path / "run", 2, 4, *longer)
     metrics = two.workdir / "round_01/train/metrics.jsonl"
     two.until("round_01/train/metrics.jsonl")
     while not metrics.stat().st_size:
@@ -72,6 +74,6 @@ def test_two_hosts_stop_after_the_same_step(run, alone, tmp_path):
     assert two.statuses() == [143, 143], two.said(0).read_text()[-3000:]
     saved = [int(path.name) for path in (two.workdir / "round_01/train/checkpoints").iterdir()]
     assert len(saved) == 1 and saved[0] < len(alone.losses())
-    again = run(two.workdir, 2, 4, "learn.checkpoint_every=1000").finish()
+    again = run(two.workdir, 2, 4, *longer).finish()
     assert again.losses() == pytest.approx(alone.losses(), abs=1e-6, rel=0)
     assert len(again.losses()) == len(alone.losses())
