@@ -87,7 +87,7 @@ def test_help_loads_no_jax():
         (["push", "w", "--repo=a/b"], "w is no export"),
         (["data", "check", "w.jsonl"], "w.jsonl: cannot be read"),
         (["sample", "--model=w", "--prompt=a"], "'w' does not exist"),
-        (["sample", "--model=w", "--prompt=a", "--dtype=int4"], "float32 or bfloat16"),
+        (["sample", "--model=w", "--prompt=a", "--dtype=int4"], "use float32, bfloat16"),
         (["eval", "--model=w", "--tasks=rg:chain_sun", "--out=o"], "did you mean rg:chain_sum"),
         (["env", "--all"], "unknown argument '--all'"),
     ],

@@ -9,7 +9,7 @@ from rich.console import Console
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import decisions
 from selfevo_jax.evolve.engine import Recipe, Stages
-from selfevo_jax.evolve.exporting import export
+from selfevo_jax.evolve.exporting import export, find_trained
 from selfevo_jax.evolve.pairs import right_against_older_wrong
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import random_model
@@ -81,12 +81,13 @@ def test_a_refused_round_is_rolled_back_and_the_best_is_exported(mini, tmp_path)
     with pytest.raises(
         UserError, match="the base model is still the best one; trained: round_01, round_02"
     ):
-        export(mini.workdir, tmp_path / "out", None, "peft", say)
+        find_trained(mini.workdir, None)
 
     mini(*ACCEPT, "accept.tolerance=1.0", "accept.lost=1.0")
     second = stage_of(mini, "round_02/train")["stage"]["inputs"]
     assert second["start"] != second["base"]
-    export(mini.workdir, tmp_path / "out", None, "peft", say)
+    best = find_trained(mini.workdir, None)
+    export(best, tmp_path / "out", "peft", say, card="", dtype="float32")
     best = json.loads((mini.workdir / "run.json").read_text())["best"]
     exported = (tmp_path / "out/adapter_model.safetensors").read_bytes()
     trained = mini.workdir / best / "train/adapter/adapter_model.safetensors"

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.exporting import export
+from selfevo_jax.evolve.exporting import export, find_trained
 from selfevo_jax.evolve.plan import expected_memory
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import random_model
@@ -40,7 +40,8 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
     lineage = read_origin(mini.workdir / "round_01/train/adapter").lineage
     assert (lineage["round"], lineage["start"]["policy"]) == ("round_01", "base")
 
-    export(mini.workdir, tmp_path / "merged", None, "merged", Progress())
+    best = find_trained(mini.workdir, None)
+    export(best, tmp_path / "merged", "safetensors", Progress(), card="", dtype="float32")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     files = open_model(random_model(MODEL))
     tree, lora = load_peft(mini.workdir / "round_01/train/adapter", files.config)

@@ -230,4 +230,4 @@ def test_time_is_kept_apart_from_records(mini):
     today = time.strftime("%Y-%m")
     for path in mini.workdir.rglob("*.json*"):
         if path.name not in ("timings.jsonl", "log.jsonl"):
-            assert "seconds" not in path.read_text() and today not in path.read_text(), path
+            assert '"seconds"' not in path.read_text() and today not in path.read_text(), path

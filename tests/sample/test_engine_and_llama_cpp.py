@@ -148,8 +148,9 @@ def trained(shaped, tiny_tokenizer, tmp_path):
     names = [f"adapter/{file.name}" for file in folder.iterdir()]
     StageFolder(folder.parent).seal(Stage("round_01/train", "1", {}, {}), {}, names)
     policies = {"round_01": {"adapter": "round_01/train/adapter", "parent": "base"}}
-    run = {"model": str(base), "method": "verified", "policies": policies}
+    run = {"model": str(base), "method": "verified", "policies": policies, "best": "round_01"}
     (tmp_path / "run/run.json").write_text(json.dumps(run))
+    (tmp_path / "run/config.json").write_text(json.dumps({"compute": {"quant": "none"}}))
     return tmp_path / "run"
 
 

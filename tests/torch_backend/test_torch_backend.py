@@ -61,8 +61,9 @@ def test_a_trained_adapter_speaks_in_both(backends, tmp_path):
     assert torch_backend.train_settings(training) != jax_backend.train_settings(training)
     said = []
     counts = torch_backend.fit(
-        pairs, training, base, base, tmp_path / "fit", lambda step, text: said.append(text)
-    )
+        pairs, training, base, base, tmp_path / "fit", tmp_path / "reference",
+        lambda step, text: said.append(text),
+    )  # fmt: skip
     assert counts["examples"] == 4 and len(said) == counts["steps"]
     trained = Policy("trained", None, tmp_path / "fit" / "adapter")
     requests = [Request("r", ASKED, SamplingParams(8, temperature=0.0))]

@@ -163,8 +163,9 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
         training = training_of(runs.config, learn={"lr": 0.02, "micro_rows": 2})
         folder = tmp_path / f"fit{count}"
         counts = runs.fit(
-            pairs(4), training, base, base, folder, lambda done, text: said_steps.append(text)
-        )
+            pairs(4), training, base, base, folder, tmp_path / f"reference{count}",
+            lambda done, text: said_steps.append(text),
+        )  # fmt: skip
         assert counts["steps"] > 0 and not (folder / "group").exists()
         assert (folder / "adapter" / "adapter_model.safetensors").exists()
         rows = (folder / "metrics.jsonl").read_text().splitlines()
@@ -175,7 +176,7 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="process [01] of 2 failed first"):
         runs.fit(
             pairs(4), training, Policy("lost", None, tmp_path / "none"), base, tmp_path / "fit3",
-            lambda done, text: None,
+            tmp_path / "reference", lambda done, text: None,
         )  # fmt: skip
 
 
@@ -213,8 +214,9 @@ def test_one_killed_process_ends_the_group_and_is_named(tmp_path, monkeypatch):
     killer.start()
     with pytest.raises(WorkerError, match="process 1 of 2 failed first.*SIGKILL"):
         runs.fit(
-            pairs(4), training_of(runs.config), base, base, tmp_path / "fit", lambda *said: None
-        )
+            pairs(4), training_of(runs.config), base, base, tmp_path / "fit",
+            tmp_path / "reference", lambda *said: None,
+        )  # fmt: skip
     killer.join()
     assert processes_of(place) == {}
 
@@ -230,7 +232,8 @@ def test_agents_on_two_hosts_join(tmp_path, programs, monkeypatch):
     runs, said = backend(tmp_path, f"torch.hostfile={tmp_path / 'hosts'}")
     assert "1 process on each of 2 hosts" in said.getvalue()
     base, training = Policy("base", None), training_of(runs.config)
-    counts = runs.fit(pairs(4), training, base, base, tmp_path / "fit", lambda *said: None)
+    folders = (tmp_path / "fit", tmp_path / "reference")
+    counts = runs.fit(pairs(4), training, base, base, *folders, lambda *said: None)
     assert counts["examples"] == 4
     assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.1", "localhost"]
     lines = (tmp_path / "lines").read_text()

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit(decoder, pairs, tmp_path):
     settings = replace(SHORT, lr=1e30, schedule="constant", warmup=0.0)
     with pytest.raises(UserError, match=r"not_finite\.json"):
         TorchTrainer(decoder, base_hash="tiny").fit(pairs, Objective("sft"), settings, tmp_path)
-    assert json.loads((tmp_path / "not_finite.json").read_text())["ids"]
+    assert json.loads((tmp_path / "not_finite.json").read_text())["examples"]
 
 
 def test_what_torch_does_not_have_is_said(decoder, pairs, tmp_path):
