@@ -94,7 +94,7 @@ def llama_cpp(path: Path, parallel: int, new: int, room: int) -> Side:
             "prompt": prompt, "n_predict": new, "temperature": TEMPERATURE, "seed": seed,
             "top_k": 0, "top_p": 1.0, "min_p": 0.0, "cache_prompt": True,
         }  # fmt: skip
-        return server.handle_completions(body)["tokens_predicted"]
+        return server.handle_completions(body)["usage"]["completion_tokens"]
 
     def run(prompts: Prompts, samples: int) -> int:
         jobs = [(prompt, 1000 * i + k) for i, prompt in enumerate(prompts) for k in range(samples)]
@@ -112,7 +112,7 @@ def best_setting(make: Callable[[int], Side], settings: Sequence[int], prompts: 
         return settings[0], sides[settings[0]]
     speeds = {}
     for setting, side in sides.items():
-        side(prompts, samples)
+        side(prompts[:2], samples)
         speeds[setting] = rate(side, prompts, samples)
         print(f"    setting {setting}: {speeds[setting]:.1f} tokens/s", flush=True)
     best = max(speeds, key=speeds.get)
@@ -185,9 +185,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--new", type=int, default=128, help="most new tokens")
     parser.add_argument("--rounds", type=int, default=1, help="each: ours, theirs, ours again")
-    parser.add_argument("--calibrate", type=int, default=8, help="prompts to find the best batch")
-    parser.add_argument("--slots", type=int, nargs="+", default=[64])
-    parser.add_argument("--hf-batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--calibrate", type=int, default=16, help="prompts to find the best batch")
+    parser.add_argument("--slots", type=int, nargs="+", default=[96])
+    parser.add_argument("--hf-batch", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--parallel", type=int, nargs="+", default=[16, 32])
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 Run:     selfevo run --config=configs/quickstart.py --workdir=runs/quickstart
 Needs:   2 cores, 8 GB of memory, 100 MB of download (the model comes from PyPI), no GPU.
-Expect:  under six minutes; 13 % -> 30 % of 300 held-out questions (seed 0), with intervals, in
+Expect:  minutes; 12 % -> 25 % of 300 held-out questions (seed 0), with intervals, in
          runs/quickstart/summary.json and report.html.
 In CI:   selfevo run --config=configs/quickstart.py:tiny --workdir=/tmp/tiny     (seconds; a random
          model, so that every stage is real and the gain means nothing)

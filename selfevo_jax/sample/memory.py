@@ -158,7 +158,11 @@ def idle_rows(count: int) -> device.Rows:
 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
-    """The few cache lengths in use: 128, 256, 512, ... up to `max_length`, rounded up."""
+    """The few cache lengths in use: 128, 256, 512, ... and `max_length`, rounded up.
+
+    Each is at least twice the one before: what is decoded apart for less than that costs more in
+    rows that stand empty than a shorter cache saves.
+    """
     most = -(-max_length // STEP) * STEP
     smaller = (STEP * 2**power for power in range(most.bit_length()))
-    return (*(size for size in smaller if size < most), most)
+    return (*(size for size in smaller if 2 * size <= most), most)
