@@ -48,6 +48,13 @@ def stored(
     value_btkh: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer's keys and values with token (b, t) at slot `slots_bt[b, t]`; outside: dropped."""
+    if slots_bt.size == 1:
+        # XLA makes the write of a single token a slice update, merges it into what reads the
+        # cache and then copies the whole cache; two writes stay in place, and one is dropped.
+        slots_bt = jnp.pad(slots_bt, [(0, 0), (0, 1)], constant_values=value_bksh.shape[2])
+        key_btkh, value_btkh = (
+            jnp.pad(new, [(0, 0), (0, 1), (0, 0), (0, 0)]) for new in (key_btkh, value_btkh)
+        )
     rows_b1 = jnp.arange(slots_bt.shape[0])[:, None]
     keys = key_bkhs.at[rows_b1, :, :, slots_bt].set(key_btkh.astype(key_bkhs.dtype), mode="drop")
     values = value_bksh.at[rows_b1, :, slots_bt].set(
