@@ -50,8 +50,9 @@ rm -f "$stamp"
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip --upgrade
 say "installing selfevo_jax${extras:+[$extras]} for Python $version into $venv"
 started=$SECONDS
+# Not compiled now: most modules of these packages are never imported; Python compiles the others.
 if ! "$venv/bin/python" -m pip install --disable-pip-version-check \
-    --constraint "$versions_file" --editable "$root${extras:+[$extras]}"; then
+    --no-compile --constraint "$versions_file" --editable "$root${extras:+[$extras]}"; then
     echo "pip could not install the packages; its reason is above. Without a network, point" \
         "PIP_INDEX_URL or PIP_FIND_LINKS at a mirror; then run the same command again." >&2
     exit 1
