@@ -208,9 +208,10 @@ def test_unknown_protocols_and_margins_are_refused(rules):
         judge(rules.Rule(rules.always_a), margin=0.5)
 
 
-def test_smollm2_gives_the_label_probabilities_of_transformers(smollm2, shared_data):
+def test_smollm2_gives_the_label_probabilities_of_transformers(
+    smollm2, smollm2_reference, shared_data
+):
     torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer(smollm2.path)
     rows = [json.loads(line) for line in open(shared_data / "llmbar" / "llmbar.jsonl")]
     rows = sorted(rows, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:10]
@@ -222,9 +223,6 @@ def test_smollm2_gives_the_label_probabilities_of_transformers(smollm2, shared_d
     base = protocol("base")
     model = JudgeModel("smollm2", engine, tokenizer, 512)
     found = list(PairwiseJudge(model, base).compare(contests))
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        smollm2.path.parent, gguf_file=smollm2.path.name, dtype=torch.float32
-    )
     labels = [tokenizer.encode(f"({label}")[-1] for label in "ab"]
     for contest, comparison in zip(contests, found, strict=True):
         texts = [(contest.first, contest.second), (contest.second, contest.first)]
@@ -232,7 +230,7 @@ def test_smollm2_gives_the_label_probabilities_of_transformers(smollm2, shared_d
             fields = {"instruction": contest.instruction, "output_a": one, "output_b": two}
             prompt = render_prompt(tokenizer, base.fill(fields), "Output (")
             with torch.no_grad():
-                scores = reference(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
+                scores = smollm2_reference(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1]
             mass = torch.softmax(scores, -1)[labels]
             p = (mass[0] / mass.sum()).item()
             assert ballot["mass"] == pytest.approx(mass.sum().item(), abs=1e-3)

@@ -30,13 +30,8 @@ def messages(shared_data):
     return [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines[:PROMPTS]]
 
 
-def reference_tokens(smollm2, prompts: list[list[int]], eos: int) -> list[list[int]]:
+def reference_tokens(model, prompts: list[list[int]], eos: int) -> list[list[int]]:
     """Greedy continuations by `transformers`, left-padded in one batch."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        str(smollm2.path.parent), gguf_file=smollm2.path.name, dtype=torch.float32
-    )
     width = max(map(len, prompts))
     ids_bt = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
     mask_bt = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -49,14 +44,14 @@ def reference_tokens(smollm2, prompts: list[list[int]], eos: int) -> list[list[i
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
-def test_greedy_equals_transformers_token_by_token(smollm2, tokenizer, engine, messages):
+def test_greedy_equals_transformers_token_by_token(smollm2_reference, tokenizer, engine, messages):
     requests = [
         Request(str(i), m, SamplingParams(NEW, temperature=0.0)) for i, m in enumerate(messages)
     ]
     ours = {completion.id: completion for completion in engine.generate(requests)}
     prompts = [render_prompt(tokenizer, m) for m in messages]
     (eos,) = tokenizer.eos_ids
-    for index, theirs in enumerate(reference_tokens(smollm2, prompts, eos)):
+    for index, theirs in enumerate(reference_tokens(smollm2_reference, prompts, eos)):
         assert list(ours[str(index)].tokens) == theirs, f"prompt {index}"
 
 

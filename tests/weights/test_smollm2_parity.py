@@ -1,9 +1,7 @@
 """The real SmolLM2 against transformers on the same float32 weights, over 20 real texts."""
 
 import json
-from importlib import import_module
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,56 +14,10 @@ from selfevo_jax.weights import gguf_io
 
 TEXTS = 20
 MAX_TOKENS = 96
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def hf_name(name: str) -> str:
-    if not name.startswith("blk."):
-        return {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}[
-            name[:-7]
-        ] + ".weight"
-    _, layer, part, _ = name.split(".")
-    return f"model.layers.{layer}.{NAMES[part]}.weight"
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2):
-    """transformers' Llama on the file's weights, read by the gguf library alone.
-
-    (Its own GGUF loader gives the same model and needs four minutes.)
-    """
-    torch, transformers = import_module("torch"), import_module("transformers")
-    state = {}
-    for tensor in gguf.GGUFReader(smollm2.path).tensors:
-        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        for part, heads in (("attn_q", 9), ("attn_k", 3)):
-            if part in tensor.name:
-                pairs = weight.reshape(heads, 32, 2, 576)
-                weight = pairs.swapaxes(1, 2).reshape(weight.shape)
-        state[hf_name(tensor.name)] = torch.tensor(np.ascontiguousarray(weight))
-    config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192,
-        rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and missing == ["lm_head.weight"]
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def rows(smollm2, reference, shared_data, torch_logits):
+def rows(smollm2, smollm2_reference, shared_data, torch_logits):
     """Per text of GSM8K: tokens [1, t] and the reference's logits [1, t, v]."""
     lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [" ".join(map(str, json.loads(line).values())) for line in lines[:TEXTS]]
@@ -77,7 +29,7 @@ def rows(smollm2, reference, shared_data, torch_logits):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
     tokens = [np.array([tokenizer.encode(text).ids[:MAX_TOKENS]]) for text in texts]
     assert len(tokens) == TEXTS and min(row.shape[1] for row in tokens) > 20
-    return [(row, torch_logits(reference, row)) for row in tokens]
+    return [(row, torch_logits(smollm2_reference, row)) for row in tokens]
 
 
 @pytest.fixture(scope="module")
