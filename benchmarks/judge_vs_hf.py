@@ -110,7 +110,7 @@ def best_batch(theirs: Theirs, prompts: Sequence[Sequence[int]]) -> int:
     for batch in BATCHES:
         theirs.probabilities(some[:batch], batch)
         seconds[batch], _ = timed(lambda batch=batch: theirs.probabilities(some, batch))
-        print(f"transformers, batch {batch}: {seconds[batch]:.2f} s for {len(some)} prompts")
+        print(f"transformers, {len(some)} at {batch}: {seconds[batch]:.2f} s", flush=True)
     return min(seconds, key=seconds.__getitem__)
 
 
@@ -137,7 +137,7 @@ def measure(n: int, data: str, repeats: int) -> dict[str, Any]:
         ours_s.append(seconds)
         seconds, probabilities = timed(lambda: theirs.probabilities(prompts, batch))
         theirs_s.append(seconds)
-        print(f"ours {ours_s[-1]:.2f} s, transformers {theirs_s[-1]:.2f} s")
+        print(f"ours {ours_s[-1]:.2f} s, transformers {theirs_s[-1]:.2f} s", flush=True)
     known = verdicts_of(probabilities)
     same = sum(c.verdict == verdict for c, verdict in zip(comparisons, known, strict=True))
     ours, his = min(ours_s), min(theirs_s)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from selfevo_jax.sample.device import Rows
 from selfevo_jax.sample.memory import Memory, idle_rows
 from selfevo_jax.sample.protocol import Completion, Request
 from selfevo_jax.sample.queue import Group, Job, Kind
@@ -23,9 +24,9 @@ from selfevo_jax.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Beam:
-    """A beginning of the answer; `source` is the row that holds all but its last token."""
+    """A beginning of the answer; `row` holds all but its last token."""
 
-    source: int
+    row: int
     tokens: tuple[int, ...] = ()
     logps: tuple[float, ...] = ()
 
@@ -37,23 +38,25 @@ class Beam:
 
 @dataclass
 class Search:
-    """The search for one job, in the rows from `first` on."""
+    """The search for one job in `rows`, one a beam.
+
+    `copies` (row, source) have to be made before the rows of `running` hold what they should.
+    """
 
     job: Job
-    first: int
+    rows: range
     running: list[Beam]
+    copies: list[tuple[int, int]] = field(default_factory=list)
     finished: list[tuple[float, Beam]] = field(default_factory=list)
 
     def step(self, tokens_bk: np.ndarray, logps_bk: np.ndarray) -> bool:
         """Takes in the likeliest next tokens of all rows; whether the search goes on."""
         sampling, beams = self.job.request.sampling, self.job.request.sampling.num_beams
         continued = [
-            Beam(self.first + index, (*beam.tokens, token), (*beam.logps, logp))
-            for index, beam in enumerate(self.running)
+            Beam(beam.row, (*beam.tokens, token), (*beam.logps, logp))
+            for beam in self.running
             for token, logp in zip(
-                tokens_bk[self.first + index].tolist(),
-                logps_bk[self.first + index].tolist(),
-                strict=True,
+                tokens_bk[beam.row].tolist(), logps_bk[beam.row].tolist(), strict=True
             )
         ]
         continued.sort(key=lambda beam: -beam.total)
@@ -62,11 +65,22 @@ class Search:
         weight = length**sampling.length_penalty
         self.finished += [(b.total / weight, b) for b in best[:beams] if self._ended(b)]
         self.finished = sorted(self.finished, key=lambda scored: -scored[0])[:beams]
-        self.running = [beam for beam in best if not self._ended(beam)][:beams]
+        self._seat([beam for beam in best if not self._ended(beam)][:beams])
         if not self.running:
             return False
         full = len(self.finished) == beams
         return not full or self.running[0].total / weight > self.finished[-1][0]
+
+    def _seat(self, chosen: Sequence[Beam]) -> None:
+        """A row of its own for each beam: the best that comes from a row stays there, the others
+        move to rows from which none goes on."""
+        free = iter(sorted({*self.rows} - {beam.row for beam in chosen}))
+        self.running, self.copies = [], []
+        for beam in chosen:
+            if any(beam.row == other.row for other in self.running):
+                self.copies.append((next(free), beam.row))
+                beam = replace(beam, row=self.copies[-1][0])
+            self.running.append(beam)
 
     def completion(self, tokenizer: Tokenizer) -> Completion:
         """The best finished answer."""
@@ -98,10 +112,12 @@ def search(
         for index, place in enumerate(places):
             if place is None and waiting:
                 row, job = waiting.popleft()
-                memory.place([index * kind.beams], [row])
-                places[index] = Search(job, index * kind.beams, [Beam(index * kind.beams)])
-        rows, sources_b = _rows(places, slots)
-        found = memory.expand(rows, sources_b, kind.top)
+                rows = range(index * kind.beams, (index + 1) * kind.beams)
+                memory.place([rows[0]], [row])
+                places[index] = Search(job, rows, [Beam(rows[0])])
+        searches = [place for place in places if place is not None]
+        copies = [copy for one in searches for copy in one.copies]
+        found = memory.expand(_next_tokens(searches, slots), copies, kind.top)
         for index, place in enumerate(places):
             if place is None:
                 continue
@@ -112,14 +128,13 @@ def search(
                 yield place.job, place.completion(tokenizer)
 
 
-def _rows(places: Sequence[Search | None], slots: int):
-    """What every row reads next, and the row it goes on from."""
-    rows, sources_b = idle_rows(slots), np.arange(slots, dtype=np.int32)
-    for place in filter(None, places):
-        prompt = place.job.prompt
-        for row, beam in enumerate(place.running, place.first):
-            rows.token_b[row] = beam.tokens[-1] if beam.tokens else prompt.tokens[-1]
-            rows.position_b[row] = len(prompt.tokens) - 1 + len(beam.tokens)
-            rows.live_b[row], rows.adapter_b[row] = True, prompt.adapter
-            sources_b[row] = beam.source
-    return rows, sources_b
+def _next_tokens(searches: Sequence[Search], slots: int) -> Rows:
+    """What every row reads next."""
+    rows = idle_rows(slots)
+    for search in searches:
+        prompt = search.job.prompt
+        for beam in search.running:
+            rows.token_b[beam.row] = beam.tokens[-1] if beam.tokens else prompt.tokens[-1]
+            rows.position_b[beam.row] = len(prompt.tokens) - 1 + len(beam.tokens)
+            rows.live_b[beam.row], rows.adapter_b[beam.row] = True, prompt.adapter
+    return rows

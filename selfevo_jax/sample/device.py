@@ -70,6 +70,15 @@ class Part:
 
 
 @flax.struct.dataclass
+class Copies:
+    """Row `sources_m[i]` is copied over row `rows_m[i]`, for the first `count` i, one by one."""
+
+    rows_m: jax.Array
+    sources_m: jax.Array
+    count: int | jax.Array
+
+
+@flax.struct.dataclass
 class Out:
     """What `decode` chose in n places of every row, and what lay `around` it, if asked."""
 
@@ -137,18 +146,18 @@ def expand(
     adapters: AdapterStack | None,
     cache: Cache,
     rows: Rows,
-    sources_b: jax.Array,
+    copies: Copies,
     *,
     config: ModelConfig,
     compute: Compute,
     top: int,
 ) -> tuple[Cache, jax.Array, jax.Array]:
-    """One step of beam search: row b goes on from what row `sources[b]` held.
+    """One step of beam search, after `copies` of rows within the cache.
 
     (cache, the `top` likeliest next tokens [b, k], their log-probabilities [b, k]).
     """
     _traces["expand"] += 1
-    cache = jax.tree.map(lambda leaf: leaf[sources_b], cache)
+    cache = _copied(cache, None, copies)
     cache, scores_bv = _next_scores(params, adapters, cache, rows, config, compute)
     found = around(scores_bv, top)
     return cache, found.top_bk, found.logps_bk
@@ -213,19 +222,10 @@ def weigh(
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def place(
-    cache: Cache, prompts: Cache, rows_m: jax.Array, sources_m: jax.Array, count: int
-) -> Cache:
-    """Copies prompt `sources[i]` over row `rows[i]` of the cache, for the first `count` i."""
+def place(cache: Cache, prompts: Cache, copies: Copies) -> Cache:
+    """Copies rows of `prompts` over rows of the cache."""
     _traces["place"] += 1
-
-    def copy(index, cache):
-        return jax.tree.map(
-            lambda leaf, prompt: _move(leaf, prompt, rows_m[index], sources_m[index]),
-            cache, prompts,
-        )  # fmt: skip
-
-    return jax.lax.fori_loop(0, count, copy, cache)
+    return _copied(cache, prompts, copies)
 
 
 @functools.partial(jax.jit, donate_argnames="prompts")
@@ -233,6 +233,19 @@ def repeat(prompts: Cache, row: int, source: int) -> Cache:
     """Row `row` becomes a copy of row `source`."""
     _traces["repeat"] += 1
     return jax.tree.map(lambda leaf: _move(leaf, leaf, row, source), prompts)
+
+
+def _copied(cache: Cache, other: Cache | None, copies: Copies) -> Cache:
+    """The cache after copies from `other`, or (None) from itself, in place."""
+
+    def copy(index, cache):
+        row, source = copies.rows_m[index], copies.sources_m[index]
+        return jax.tree.map(
+            lambda leaf, taken: _move(leaf, taken, row, source),
+            cache, cache if other is None else other,
+        )  # fmt: skip
+
+    return jax.lax.fori_loop(0, copies.count, copy, cache)
 
 
 def _move(leaf, other, row, source):

@@ -154,16 +154,18 @@ class JaxGenerator:
             yield from self._reader().labels(memory, requests)
 
     def score_tokens(
-        self, texts: Sequence[tuple[int, ...]], starts: Sequence[int], top: int = 0
+        self, texts: Sequence[tuple[int, ...]], top: int, adapters: Sequence[str | None]
     ) -> list[TextScore]:
-        """Scores of `texts[i]` from token `starts[i]` >= 1 on, with the `top` likeliest tokens.
+        """Scores of all tokens but the first of `texts[i]`, as `adapters[i]` (see `Request`) reads
+        them, with the `top` likeliest tokens in each place.
 
         At most `prompt_rows` texts of at most `max_length` tokens; while `stream` runs, too.
         """
         if self._scoring is None or not self._scoring.whole:
             self._scoring = self._new_memory(slots=0)
-        base = self._adapters[None]
-        return self._scoring.score([Passage(tuple(text), base) for text in texts], starts, top)
+        numbers = [self._adapters[name] for name in adapters]
+        passages = [Passage(tuple(text), n) for text, n in zip(texts, numbers, strict=True)]
+        return self._scoring.score(passages, [1] * len(passages), top)
 
     def _reader(self) -> Reader:
         return Reader(self._tokenizer, self._max_length, self._prompt_rows, self._adapters)

@@ -116,10 +116,9 @@ class Memory:
 
     def place(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
         """Copies prompt row `prompts[i]` to decoding row `rows[i]`."""
-        rows_m, sources_m = np.zeros((2, self._slots), np.int32)
-        rows_m[: len(rows)], sources_m[: len(prompts)] = rows, prompts
+        copies = self._copies(list(zip(rows, prompts, strict=True)))
         with self._network.on_mesh():
-            self._rows = device.place(self._rows, self._prompts.cache, rows_m, sources_m, len(rows))
+            self._rows = device.place(self._rows, self._prompts.cache, copies)
 
     def decode(
         self, rows: device.Rows, seen_bv: np.ndarray | None, steps: int, top: int
@@ -131,13 +130,23 @@ class Memory:
         return tuple(jax.device_get(out))
 
     def expand(
-        self, rows: device.Rows, sources_b: np.ndarray, top: int
+        self, rows: device.Rows, copies: Sequence[tuple[int, int]], top: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Runs `device.expand`: numpy (tokens [b, k], log-probabilities [b, k])."""
+        """Runs `device.expand`: numpy (tokens [b, k], log-probabilities [b, k]).
+
+        `copies` are (row, source); no row of them is also a source.
+        """
         self._rows, *out = self._network.call(
-            device.expand, self._rows, rows, sources_b, top=self._most(top)
+            device.expand, self._rows, rows, self._copies(copies), top=self._most(top)
         )
         return tuple(jax.device_get(out))
+
+    def _copies(self, copies: Sequence[tuple[int, int]]) -> device.Copies:
+        """(row, source) as arrays; at most as many as there are slots."""
+        rows_m, sources_m = np.zeros((2, self._slots), np.int32)
+        for index, (row, source) in enumerate(copies):
+            rows_m[index], sources_m[index] = row, source
+        return device.Copies(rows_m, sources_m, len(copies))
 
     def _most(self, top: int) -> int:
         return min(top, self._network.config.vocab_size)

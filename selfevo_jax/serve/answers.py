@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,15 @@ from selfevo_jax.serve.prompts import Plan, Prompt
 from selfevo_jax.text.tokenizer import StreamDecoder, Tokenizer
 
 Best = Sequence[tuple[int, float]]  # the likeliest (token, logp) in a place
+Place = tuple[int, float | None, Best]  # token, its log-probability, the likeliest in its place
 
 
 @dataclass
 class Choice:
-    """One sample of one prompt. `completion` is None where only the prompt was scored."""
+    """One sample of one prompt; `completion` is None where nothing was added to the prompt.
+
+    `score` is that of the prompt, where it is echoed with log-probabilities.
+    """
 
     index: int
     prompt: Prompt
@@ -71,9 +75,9 @@ def ending(plan: Plan, choice: Choice) -> dict[str, Any]:
     done = choice.completion
     found: dict[str, Any] = {"finish_reason": done.finish if done else "length", "logprobs": None}
     if plan.alternatives is not None:
-        places = list(_places(plan, choice))
+        places = list(_places(choice))
         shape = _chat_logprobs if plan.chat else _plain_logprobs
-        found["logprobs"] = shape(plan, choice, places)
+        found["logprobs"] = shape(plan.model.tokenizer, places)
     if plan.token_ids:
         found["token_ids"] = list(done.tokens) if done else []
         found["prompt_token_ids"] = list(choice.prompt.tokens)
@@ -117,22 +121,19 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def _places(plan: Plan, choice: Choice) -> Iterator[tuple[int, float | None, Best]]:
-    """(token, its log-probability, the likeliest in its place), the echo first."""
-    made = choice.completion
-    tokens, score = made.tokens if made else (), choice.score
-    if score is None:
-        yield from ((token, logp, ()) for token, logp in zip(tokens, made.logps, strict=True))
-        return
-    if plan.echo:
+def _places(choice: Choice) -> Iterator[Place]:
+    """The echo's places, then the answer's."""
+    made, score = choice.completion, choice.score
+    if score is not None:
         first, *others = choice.prompt.tokens
         yield first, None, ()  # nothing comes before it that could tell its probability
-        tokens = (*others, *tokens)
-    yield from zip(tokens, score.logps, score.top, strict=True)
+        yield from zip(others, score.logps, score.top, strict=True)
+    if made is not None:
+        best = made.top_logprobs or ((),) * len(made.tokens)
+        yield from zip(made.tokens, made.logps, best, strict=True)
 
 
-def _chat_logprobs(plan: Plan, choice: Choice, places) -> dict[str, Any]:
-    tokenizer = plan.model.tokenizer
+def _chat_logprobs(tokenizer: Tokenizer, places: Sequence[Place]) -> dict[str, Any]:
     return {
         "content": [
             _entry(tokenizer, token, logp)
@@ -148,24 +149,23 @@ def _entry(tokenizer: Tokenizer, token: int, logp: float) -> dict[str, Any]:
     return {"token": text, "logprob": logp, "bytes": list(text.encode())}
 
 
-def _plain_logprobs(plan: Plan, choice: Choice, places) -> dict[str, Any]:
-    tokenizer = plan.model.tokenizer
+def _plain_logprobs(tokenizer: Tokenizer, places: Sequence[Place]) -> dict[str, Any]:
     texts = [tokenizer.decode([token], skip_special=False) for token, _, _ in places]
     return {
         "tokens": texts,
         "token_logprobs": [logp for _, logp, _ in places],
         "top_logprobs": [
-            None if logp is None else _by_text(tokenizer, [*best, (token, logp)])
+            None if logp is None else _by_text(tokenizer, dict(best) | {token: logp})
             for token, logp, best in places
         ],
         "text_offset": _offsets(tokenizer, [token for token, _, _ in places]),
     }
 
 
-def _by_text(tokenizer: Tokenizer, best: Best) -> dict[str, float]:
+def _by_text(tokenizer: Tokenizer, logps: Mapping[int, float]) -> dict[str, float]:
     """Log-probabilities by text; of tokens that print alike, the likeliest."""
     found: dict[str, float] = {}
-    for token, logp in sorted(best, key=lambda pair: -pair[1]):
+    for token, logp in sorted(logps.items(), key=lambda pair: -pair[1]):
         found.setdefault(tokenizer.decode([token], skip_special=False), logp)
     return found
 

@@ -1,7 +1,7 @@
-"""The HTTP server: OpenAI's routes over engines that live in threads of their own.
+"""The HTTP server: OpenAI's routes over an engine that lives in a thread of its own.
 
 auth.py   who comes in    bounds.py    every field's bounds    prompts.py  text to ids
-dispatch.py  the engines  work.py      one request's life      answers.py  JSON out
+dispatch.py  the engine   work.py      one request's life      answers.py  JSON out
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfevo_jax.sample.http.secret import Secret
 from selfevo_jax.serve import bounds
 from selfevo_jax.serve.answers import Head, usage, whole_choice
 from selfevo_jax.serve.auth import Guard, error_body
-from selfevo_jax.serve.dispatch import RETRY_SECONDS, EngineFailed
+from selfevo_jax.serve.dispatch import RETRY_SECONDS, Dispatcher, EngineFailed
 from selfevo_jax.serve.metrics import Metrics
 from selfevo_jax.serve.prompts import Plan, ServedModel, plan
 from selfevo_jax.serve.work import Gone, Work, unless_gone
@@ -34,9 +34,11 @@ CLIENT_GONE = 499  # nobody reads it; it keeps the count of requests honest
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_app(models: Mapping[str, ServedModel], key: Secret | None = None) -> ASGIApp:
-    """The whole application, guard included."""
-    server = Server(models)
+def make_app(
+    models: Mapping[str, ServedModel], dispatcher: Dispatcher, key: Secret | None = None
+) -> ASGIApp:
+    """The whole application, guard included. `dispatcher` has the engine of all `models`."""
+    server = Server(models, dispatcher)
     routes = [
         Route("/v1/models", server.models),
         Route("/v1/completions", server.completions, methods=["POST"]),
@@ -56,9 +58,9 @@ def make_app(models: Mapping[str, ServedModel], key: Secret | None = None) -> AS
 class Server:
     """The routes."""
 
-    def __init__(self, models: Mapping[str, ServedModel]) -> None:
-        self._models = models
-        self._metrics = Metrics(models.values())
+    def __init__(self, models: Mapping[str, ServedModel], dispatcher: Dispatcher) -> None:
+        self._models, self._dispatcher = models, dispatcher
+        self._metrics = Metrics(dispatcher)
         self._started = int(time.time())
 
     async def models(self, request: Request) -> Response:
@@ -73,8 +75,8 @@ class Server:
         return JSONResponse({"object": "list", "data": listed})
 
     async def health(self, request: Request) -> Response:
-        """200 while every engine works."""
-        well = all(model.dispatcher.alive for model in self._models.values())
+        """200 while the engine works."""
+        well = self._dispatcher.alive
         return JSONResponse({"status": "ok" if well else "failed"}, 200 if well else 503)
 
     async def metrics_text(self, request: Request) -> Response:
@@ -108,7 +110,7 @@ class Server:
     async def _respond(self, request: Request, table, start: float) -> Response:
         found = bounds.checked(bounds.read_body(await request.body()), table)
         planned = await run_in_threadpool(plan, self._models, found)
-        work = Work(planned)
+        work = Work(planned, self._dispatcher)
         work.submit()
         if planned.stream:
             parts = self._stream(planned, work, start)

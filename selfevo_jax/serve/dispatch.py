@@ -1,4 +1,4 @@
-"""One thread per engine: requests of all connections share its continuous batch.
+"""The engine's thread: requests of all connections, for all models, share its continuous batch.
 
 Connections live in the event loop, the engine in its thread. A `Ticket` goes there, `Progress`
 comes back through the ticket's `tell`; a ticket whose connection is gone is marked cancelled and
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfevo_jax.sample.engine import JaxGenerator
@@ -38,11 +38,11 @@ class Ticket:
 
 @dataclass(eq=False)
 class ScoreTicket:
-    """A text whose tokens from `start` on are wanted with their `top` alternatives."""
+    """A text whose tokens, but for the first, are wanted with their `top` alternatives."""
 
     tokens: tuple[int, ...]
-    start: int
     top: int
+    adapter: str | None
     tell: Callable[[TextScore | EngineFailed], None]
     cancelled: bool = False
 
@@ -50,14 +50,14 @@ class ScoreTicket:
 class Dispatcher:
     """Feeds an engine. `most_waiting` bounds the tickets that have not been started."""
 
-    def __init__(self, engine: JaxGenerator, name: str, most_waiting: int = 2048) -> None:
+    def __init__(self, engine: JaxGenerator, most_waiting: int = 2048) -> None:
         self._engine, self._most = engine, most_waiting
         self._waiting: deque[Ticket] = deque()
         self._scores: deque[ScoreTicket] = deque()
         self._running: dict[str, Ticket] = {}
         self._closing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -75,13 +75,10 @@ class Dispatcher:
         """Tickets inside the engine."""
         return len(self._running)
 
-    def submit(self, tickets: list[Ticket] | list[ScoreTicket], *, begun: bool = False) -> None:
-        """Puts all of them in the queue, or none. Raises `Refused` (429) when it is full.
-
-        What belongs to a request that has `begun` is always taken.
-        """
+    def submit(self, tickets: Sequence[Ticket | ScoreTicket]) -> None:
+        """Puts all of them in the queue, or none. Raises `Refused` (429) when it is full."""
         with self._changed:
-            if not begun and self.waiting + len(tickets) > self._most:
+            if self.waiting + len(tickets) > self._most:
                 raise Refused("the queue is full, come back later", status=429, code="queue_full")
             for ticket in tickets:
                 (self._scores if isinstance(ticket, ScoreTicket) else self._waiting).append(ticket)
@@ -154,8 +151,8 @@ class Dispatcher:
         if not batch:
             return
         try:
-            texts, starts = [t.tokens for t in batch], [t.start for t in batch]
-            scores = self._engine.score_tokens(texts, starts, batch[0].top)
+            texts, adapters = [t.tokens for t in batch], [t.adapter for t in batch]
+            scores = self._engine.score_tokens(texts, batch[0].top, adapters)
         except BaseException:
             for ticket in batch:
                 ticket.tell(EngineFailed("the engine failed"))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from selfevo_jax.serve.prompts import ServedModel
+from selfevo_jax.serve.dispatch import Dispatcher
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -15,7 +14,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 class Metrics:
     """Counters of one server; labels are from closed sets, never from a request."""
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self.registry = CollectorRegistry()
         named = {"registry": self.registry}
         self.requests = Counter(
@@ -26,11 +25,10 @@ class Metrics:
         self.seconds = Histogram(
             "selfevo_request_seconds", "Time to the whole answer", buckets=SECONDS, **named
         )
-        waiting = Gauge("selfevo_waiting", "Completions in the queue", ("model",), **named)
-        running = Gauge("selfevo_running", "Completions in the engine", ("model",), **named)
-        for model in models:
-            waiting.labels(model.name).set_function(lambda d=model.dispatcher: d.waiting)
-            running.labels(model.name).set_function(lambda d=model.dispatcher: d.running)
+        waiting = Gauge("selfevo_waiting", "Completions in the queue", **named)
+        running = Gauge("selfevo_running", "Completions in the engine", **named)
+        waiting.set_function(lambda: dispatcher.waiting)
+        running.set_function(lambda: dispatcher.running)
 
     def text(self) -> bytes:
         """The exposition format."""

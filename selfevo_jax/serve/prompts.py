@@ -11,17 +11,16 @@ from typing import Any
 from selfevo_jax.errors import UserError
 from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, Request, SamplingParams
 from selfevo_jax.serve.bounds import COLDEST, Refused
-from selfevo_jax.serve.dispatch import Dispatcher
 from selfevo_jax.text.render import render_prompt
 from selfevo_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A base model, or one with an adapter, under the name that requests use."""
+    """The engine's base (`adapter` None) or one of its adapters, under the name requests use."""
 
     name: str
-    dispatcher: Dispatcher
+    adapter: str | None
     tokenizer: Tokenizer
     vocab_size: int
     max_length: int
@@ -45,7 +44,7 @@ class Plan:
     model: ServedModel
     prompts: tuple[Prompt, ...]
     n: int
-    sampling: SamplingParams | None  # None: only the prompts are scored
+    sampling: SamplingParams | None  # None: nothing is added to the prompts
     seed: int
     echo: bool
     alternatives: int | None
@@ -58,12 +57,13 @@ class Plan:
         """Sample `sample` of prompt `index`, under an id of its own."""
         seed = self.seed if index == sample == 0 else _other_seed(self.seed, index, sample)
         unique = f"{secrets.token_hex(8)}/{index}/{sample}"
-        return Request(unique, (), self.sampling, seed, tokens=self.prompts[index].tokens)
+        tokens, adapter = self.prompts[index].tokens, self.model.adapter
+        return Request(unique, (), self.sampling, seed, tokens=tokens, adapter=adapter)
 
     @property
     def scored(self) -> bool:
-        """Whether a pass over the whole text is needed besides sampling."""
-        return self.alternatives is not None and (self.echo or self.alternatives > 0)
+        """Whether the prompts' own log-probabilities are wanted, which sampling does not give."""
+        return self.alternatives is not None and self.echo
 
 
 def plan(models: Mapping[str, ServedModel], found: Mapping[str, Any]) -> Plan:
@@ -90,7 +90,7 @@ def plan(models: Mapping[str, ServedModel], found: Mapping[str, Any]) -> Plan:
         sampling=_sampling(model, found, limit) if limit != 0 else None,
         seed=secrets.randbits(63) if found["seed"] is None else found["seed"],
         echo=bool(found.get("echo")),
-        alternatives=_alternatives(found, chat),
+        alternatives=_alternatives(found),
         token_ids=found["return_token_ids"],
         stream=found["stream"],
         stream_usage=found["stream_options"],
@@ -118,11 +118,12 @@ def _sampling(model: ServedModel, found: Mapping[str, Any], limit: int | None) -
         min_p=found["min_p"],
         stop=found["stop"],
         stop_token_ids=ids,
+        top_logprobs=_alternatives(found) or 0,
     )
 
 
-def _alternatives(found: Mapping[str, Any], chat: bool) -> int | None:
-    if not chat:
+def _alternatives(found: Mapping[str, Any]) -> int | None:
+    if "top_logprobs" not in found:
         return found["logprobs"]
     return found["top_logprobs"] if found["logprobs"] else None
 

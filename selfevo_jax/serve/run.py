@@ -13,7 +13,6 @@ import uvicorn
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.models.llama import unstack_layers
 from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.http.endpoint import is_loopback
 from selfevo_jax.sample.http.secret import Secret
@@ -33,27 +32,26 @@ def check_address(host: str, key: Secret | None) -> None:
         )
 
 
-def load(model: JaxModel, adapters: Mapping[str, Path]) -> dict[str, ServedModel]:
-    """The base under its source's name and an engine per adapter; all share the parameters."""
-    params = model.params
-    params = params | {"layers": unstack_layers(params)["layers"]}
+def load(
+    model: JaxModel, adapters: Mapping[str, Path]
+) -> tuple[JaxGenerator, dict[str, ServedModel]]:
+    """One engine, and what it serves: the base under its source's name, and the adapters."""
     config = model.files.config
-    served = {}
-    for name, folder in {model.source: None, **adapters}.items():
-        engine = JaxGenerator(
-            config,
-            params,
-            model.tokenizer,
-            adapter=model.applied(folder),
-            slots=model.settings["slots"],
-            max_length=min(model.settings["max_length"], config.max_position),
-            compute=model.compute,
-            mesh=model.mesh,
-        )
-        served[name] = ServedModel(
-            name, Dispatcher(engine, name), model.tokenizer, config.vocab_size, engine.max_length
-        )
-    return served
+    engine = JaxGenerator(
+        config,
+        model.params,
+        model.tokenizer,
+        adapters={name: model.applied(folder) for name, folder in adapters.items()},
+        slots=model.settings["slots"],
+        max_length=min(model.settings["max_length"], config.max_position),
+        compute=model.compute,
+        mesh=model.mesh,
+    )
+    served = {
+        name: ServedModel(name, adapter, model.tokenizer, config.vocab_size, engine.max_length)
+        for name, adapter in [(model.source, None), *((name, name) for name in adapters)]
+    }
+    return engine, served
 
 
 def serve(
@@ -69,9 +67,10 @@ def serve(
     check_address(host, key)
     progress = Progress()
     listening = listen(host, port)
-    models = load(JaxModel(source, compute, progress), adapters)
+    engine, models = load(JaxModel(source, compute, progress), adapters)
+    dispatcher = Dispatcher(engine)
     settings = uvicorn.Config(
-        make_app(models, key),
+        make_app(models, dispatcher, key),
         log_level=logging.WARNING,
         access_log=False,
         server_header=False,
@@ -85,8 +84,7 @@ def serve(
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     finally:
-        for model in models.values():
-            model.dispatcher.close()
+        dispatcher.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,9 +1,13 @@
-"""One request's life: tickets to the engine, news back into the event loop, an end in any case."""
+"""One request's life: tickets to the engine, news back into the event loop, an end in any case.
+
+Its samples and, where the prompts' own log-probabilities are wanted, the prompts' scores are asked
+for together; a choice is complete when both are there.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,7 +16,7 @@ from starlette.requests import Request
 from selfevo_jax.sample.memory import TextScore
 from selfevo_jax.sample.session import Progress
 from selfevo_jax.serve.answers import Choice, Stream, ending, prompt_text
-from selfevo_jax.serve.dispatch import EngineFailed, ScoreTicket, Ticket
+from selfevo_jax.serve.dispatch import Dispatcher, EngineFailed, ScoreTicket, Ticket
 from selfevo_jax.serve.prompts import Plan
 
 T = TypeVar("T")
@@ -24,27 +28,24 @@ class Gone(Exception):
 
 
 class Work:
-    """The choices of one plan. Belongs to the event loop; `_tell` alone is called by engines."""
+    """The choices of one plan. Belongs to the event loop; the engine calls `_tell` alone."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, dispatcher: Dispatcher) -> None:
+        self._plan, self._dispatcher = plan, dispatcher
         self._loop = asyncio.get_running_loop()
-        self._inbox: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        self._inbox: asyncio.Queue[tuple[Sequence[Choice], News]] = asyncio.Queue()
         self._tickets: list[Ticket | ScoreTicket] = []
-        samples = range(plan.n if plan.sampling else 1)
-        wanted = [(i, j) for i in range(len(plan.prompts)) for j in samples]
-        self._wanted = wanted
-        self.choices = [Choice(k, plan.prompts[i]) for k, (i, _) in enumerate(wanted)]
+        self.choices = [
+            Choice(index * plan.n + sample, prompt)
+            for index, prompt in enumerate(plan.prompts)
+            for sample in range(plan.n)
+        ]
 
     def submit(self) -> None:
         """Queues everything. Raises `Refused` when the queue is full."""
-        if self._plan.sampling is None and not self._plan.scored:
-            return
-        if self._plan.sampling is None:
-            self._send([self._score_ticket(choice) for choice in self.choices])
-            return
-        requests = [self._plan.request(i, j) for i, j in self._wanted]
-        self._send([Ticket(r, partial(self._tell, k)) for k, r in enumerate(requests)])
+        tickets = [*self._score_tickets(), *self._sample_tickets()]
+        self._dispatcher.submit(tickets)
+        self._tickets = tickets
 
     def cancel(self) -> None:
         """Nobody waits for what is not finished; its rows become free."""
@@ -76,44 +77,58 @@ class Work:
 
     async def _news(self) -> AsyncIterator[tuple[Choice, Progress | None]]:
         """(choice, its progress; None for a score) until all choices are complete."""
-        missing = sum(not self._complete(choice) for choice in self.choices)
+        missing = {choice.index for choice in self.choices if not self._complete(choice)}
         if not missing:
             for choice in self.choices:
                 yield choice, None
         while missing:
-            index, news = await self._inbox.get()
-            choice = self.choices[index]
+            concerned, news = await self._inbox.get()
             if isinstance(news, EngineFailed):
                 raise news
-            if isinstance(news, TextScore):
-                choice.score = news
-            elif news.completion is not None:
-                choice.completion = news.completion
-                if self._plan.scored:
-                    self._send([self._score_ticket(choice)], begun=True)
-            missing -= self._complete(choice)
-            yield choice, news if isinstance(news, Progress) else None
+            for choice in concerned:
+                if isinstance(news, TextScore):
+                    choice.score = news
+                else:
+                    choice.completion = news.completion
+                if self._complete(choice):
+                    missing.discard(choice.index)
+                yield choice, news if isinstance(news, Progress) else None
 
     def _complete(self, choice: Choice) -> bool:
         sampled = self._plan.sampling is None or choice.completion is not None
         return sampled and (choice.score is not None or not self._plan.scored)
 
-    def _send(self, tickets: list[Ticket] | list[ScoreTicket], begun: bool = False) -> None:
-        self._plan.model.dispatcher.submit(tickets, begun=begun)
-        self._tickets += tickets
+    def _sample_tickets(self) -> list[Ticket]:
+        """One for every choice, unless nothing is to be added to the prompts."""
+        if self._plan.sampling is None:
+            return []
+        return [
+            Ticket(
+                self._plan.request(*divmod(choice.index, self._plan.n)),
+                partial(self._tell, [choice]),
+            )
+            for choice in self.choices
+        ]
 
-    def _score_ticket(self, choice: Choice) -> ScoreTicket:
-        prompt, made = choice.prompt.tokens, choice.completion
-        tokens = prompt + (made.tokens if made else ())
-        start = 1 if self._plan.echo else len(prompt)
-        return ScoreTicket(
-            tokens, start, self._plan.alternatives, partial(self._tell, choice.index)
-        )
+    def _score_tickets(self) -> list[ScoreTicket]:
+        """One for every prompt, if they are to be scored."""
+        plan = self._plan
+        if not plan.scored:
+            return []
+        return [
+            ScoreTicket(
+                prompt.tokens,
+                plan.alternatives,
+                plan.model.adapter,
+                partial(self._tell, self.choices[index * plan.n : (index + 1) * plan.n]),
+            )
+            for index, prompt in enumerate(plan.prompts)
+        ]
 
-    def _tell(self, index: int, news: News) -> None:
-        """From an engine's thread. When the loop is closed, nobody listens any more."""
+    def _tell(self, concerned: Sequence[Choice], news: News) -> None:
+        """From the engine's thread. When the loop is closed, nobody listens any more."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._inbox.put_nowait, (index, news))
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, (concerned, news))
 
     def _opening(self, choice: Choice) -> str:
         return prompt_text(self._plan.model.tokenizer, choice.prompt) if self._plan.echo else ""

@@ -11,7 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.lora import LoraConfig, adapter, init_lora, merge_lora
+from selfevo_jax.sample.beams import Beam, Search
+from selfevo_jax.sample.prompts import Passage
 from selfevo_jax.sample.protocol import LabelRequest, Request, SamplingParams, ScoreRequest
+from selfevo_jax.sample.queue import Job, Kind
 from selfevo_jax.text.render import render_prompt
 
 WORDS = "the quick brown fox jumps over a lazy dog how many ducks are there in red barn".split()
@@ -164,6 +167,20 @@ def test_beam_search_equals_transformers(tiny, reference, beams, length_penalty)
     with pytest.raises(UserError, match="10 beams do not fit"):
         wide = replace(requests[0], sampling=SamplingParams(9, num_beams=10))
         list(tiny.generator(slots=9).generate([wide]))
+
+
+def test_the_best_beam_of_a_row_stays_there_and_the_others_move_to_free_rows():
+    """By hand: two beams go on from row 5, one from row 3, none from row 4."""
+    sampling = SamplingParams(9, num_beams=3)
+    job = Job(Request("a", "x", sampling), Passage((1, 2)), 9, (0,), Kind(128, 3, False, 6))
+    search = Search(job, range(3, 6), [Beam(row, (row,), (-1.0,)) for row in (3, 4, 5)])
+    tokens_bk = np.tile(np.arange(20, 26), (8, 1))
+    logps_bk = np.tile(np.linspace(-7.0, -8.0, 6), (8, 1))
+    logps_bk[5, :2], logps_bk[3, 0] = (-1.0, -2.0), -3.0
+    assert search.step(tokens_bk, logps_bk)
+    running = [(beam.row, beam.tokens, beam.total) for beam in search.running]
+    assert running == [(5, (5, 20), -2.0), (4, (5, 21), -3.0), (3, (3, 20), -4.0)]
+    assert search.copies == [(4, 5)]
 
 
 def test_repetition_penalty_and_details_equal_transformers(tiny, reference):

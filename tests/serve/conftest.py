@@ -100,8 +100,13 @@ def local_model() -> JaxModel:
 
 
 @pytest.fixture(scope="session")
-def engine(local_model) -> JaxGenerator:
-    return local_model.generator(None)
+def engine(local_model, adapter_folder) -> JaxGenerator:
+    """What the server should answer with, asked directly."""
+    return JaxGenerator(
+        local_model.files.config, local_model.params, local_model.tokenizer,
+        adapters={"tuned": local_model.applied(adapter_folder)},
+        slots=4, max_length=MAX_LENGTH, mesh=local_model.mesh,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

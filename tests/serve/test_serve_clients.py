@@ -29,8 +29,11 @@ def client(server):
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def local(engine, seed: int, *, messages=QUESTION, prefix="", **sampling):
-    (found,) = engine.generate([Request("a", messages, SamplingParams(**sampling), seed, prefix)])
+def local(engine, seed: int, *, messages=QUESTION, prefix="", adapter=None, **sampling):
+    request = Request(
+        "a", messages, SamplingParams(**sampling), seed, prefix=prefix, adapter=adapter
+    )
+    (found,) = engine.generate([request])
     return found
 
 
@@ -81,13 +84,24 @@ def test_samples_are_different_and_come_again(client):
     assert len(set(five)) == 5 and ask(5) == five and ask(2) == five[:2] and ask(5, 4) != five
 
 
-def test_the_adapter_is_another_model(client):
-    def ask(model):
-        return client.chat.completions.create(
-            model=model, messages=QUESTION, temperature=0, max_tokens=20
-        ).choices[0].message.content  # fmt: skip
-
-    assert ask("tuned") != ask(MODEL)
+def test_the_adapter_is_another_model(client, engine):
+    """It samples, scores and weighs alternatives as itself."""
+    asked = {"prompt": "What is a duck?", "max_tokens": 20, "temperature": 0, "logprobs": 2}
+    found = {
+        model: client.completions.create(model=model, echo=True, **asked).choices[0]
+        for model in (MODEL, "tuned")
+    }
+    assert found["tuned"].text != found[MODEL].text
+    for name, adapter in ((MODEL, None), ("tuned", "tuned")):
+        made = local(
+            engine, 0, messages=asked["prompt"], adapter=adapter, max_new_tokens=20, temperature=0.0
+        )
+        given = ScoreRequest("s", "W", "hat is a duck?", end=False, adapter=adapter)
+        (prompt,) = engine.score([given])
+        told = found[name].logprobs
+        assert found[name].text == asked["prompt"] + made.text
+        expected = [*prompt.logps, *made.logps]
+        assert np.allclose(told.token_logprobs[1:], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
@@ -124,15 +138,15 @@ def test_several_streams_in_one(client):
 
 def test_log_probabilities_of_a_chat(client, engine, local_model):
     expected = local(engine, 2, max_new_tokens=8)
+    detailed = local(engine, 2, max_new_tokens=8, top_logprobs=5)
     found = client.chat.completions.create(
         model=MODEL, messages=QUESTION, seed=2, max_tokens=8, logprobs=True, top_logprobs=5
     )
     content = found.choices[0].logprobs.content
     assert np.allclose([entry.logprob for entry in content], expected.logps, atol=1e-4)
-    for entry, token in zip(content, expected.tokens, strict=True):
-        values = [other.logprob for other in entry.top_logprobs]
-        assert len(values) == 5 and values == sorted(values, reverse=True)
-        assert entry.logprob <= values[0] + 1e-5
+    for entry, token, best in zip(content, expected.tokens, detailed.top_logprobs, strict=True):
+        assert [other.logprob for other in entry.top_logprobs] == [logp for _, logp in best]
+        assert entry.logprob <= best[0][1] + 1e-5
         assert entry.token == local_model.tokenizer.decode([token], skip_special=False)
     plain = client.chat.completions.create(
         model=MODEL, messages=QUESTION, seed=2, max_tokens=8, logprobs=True, stream=True
@@ -215,12 +229,14 @@ def test_our_client_gets_from_the_server_what_the_engine_gives(server, engine):
 
 
 def test_many_connections_share_the_batch_and_do_not_change_answers(client, engine):
+    """Base and adapter in one batch."""
     texts, expected = {}, {}
 
     def ask(i):
         reply = client.chat.completions.create(
-            model=MODEL, seed=i, max_tokens=5 + i, messages=[{"role": "user", "content": "x" * i}]
-        )
+            model="tuned" if i % 3 else MODEL, seed=i, max_tokens=5 + i,
+            messages=[{"role": "user", "content": "x" * i}],
+        )  # fmt: skip
         texts[i] = reply.choices[0].message.content
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(24)]
@@ -230,7 +246,9 @@ def test_many_connections_share_the_batch_and_do_not_change_answers(client, engi
         thread.join()
     for i in range(24):
         messages = [{"role": "user", "content": "x" * i}]
-        expected[i] = local(engine, i, messages=messages, max_new_tokens=5 + i).text
+        adapter = "tuned" if i % 3 else None
+        found = local(engine, i, messages=messages, adapter=adapter, max_new_tokens=5 + i)
+        expected[i] = found.text
     assert texts == expected
 
 
