@@ -6,14 +6,14 @@ games. Judgments that are there already (--judgments) are summed up without aski
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from selfevo_jax.cli import judge_tables
-from selfevo_jax.cli.judge_work import Judging, started
+from selfevo_jax.cli.judge_work import started
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
 from selfevo_jax.evaluate.data import raw_rows
@@ -21,6 +21,7 @@ from selfevo_jax.evolve.files import write_atomic
 from selfevo_jax.judge.pairwise import FIRST, SECOND, TIE, Comparison, Contest, called
 from selfevo_jax.records import content_id
 
+Compare = Callable[[str, Sequence[Contest]], list[list[Comparison]]]
 # Order -> what the judge called -> the label of a game. The baseline, always the first output, is
 # shown as A in the first game and as B in the second.
 GAMES = {
@@ -36,9 +37,17 @@ def winrate(arguments: argparse.Namespace) -> int:
             "judge winrate needs --answers=FILE of each model, --baseline=FILE and one --model, "
             "the judge; or --judgments=FILE of finished ones"
         )
-    judge = _alpaca_eval if _has(arguments.baseline, "instruction") else _arena_hard
-    judge(arguments, *started(arguments))
+    judging, console = started(arguments)
+    judge_answers(arguments.answers, arguments.baseline, arguments.out, judging.compare, console)
     return 0
+
+
+def judge_answers(
+    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+) -> None:
+    """Compares the answers of each file with the baseline's, writes the judgments into `out`."""
+    judge = _alpaca_eval if _has(baseline, "instruction") else _arena_hard
+    judge(paths, baseline, out, compare, console)
 
 
 def summed_up(arguments: argparse.Namespace) -> int:
@@ -65,23 +74,24 @@ def _has(path: Path, field: str) -> bool:
     return field in first
 
 
-def _alpaca_eval(arguments: argparse.Namespace, judging: Judging, console: Console) -> None:
-    baseline = alpaca_eval.read_outputs(arguments.baseline)
+def _alpaca_eval(
+    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+) -> None:
+    known = alpaca_eval.read_outputs(baseline)
     results: dict[str, alpaca_eval.WinRate] = {}
-    for path in arguments.answers:
-        outputs = alpaca_eval.read_outputs(path)
-        pairs = alpaca_eval.paired_outputs(outputs, baseline)
+    for path in paths:
+        pairs = alpaca_eval.paired_outputs(alpaca_eval.read_outputs(path), known)
         name = _fresh(pairs[0]["generator_2"], results, path)
         contests = [
             Contest(content_id(p["instruction"]), p["instruction"], p["output_1"], p["output_2"])
             for p in pairs
         ]
-        (found,) = judging.compare(f"winrate-{_slug(name)}", contests)
+        (found,) = compare(f"winrate-{_slug(name)}", contests)
         rows = [_annotation(*both) for both in zip(pairs, found, strict=True)]
-        target = arguments.out / f"annotations_{_slug(name)}.json"
+        target = out / f"annotations_{_slug(name)}.json"
         write_atomic(target, alpaca_eval.outputs_json(rows).encode())
         results[name] = alpaca_eval.win_rate(rows)
-    write_atomic(arguments.out / "leaderboard.csv", alpaca_eval.leaderboard_csv(results).encode())
+    write_atomic(out / "leaderboard.csv", alpaca_eval.leaderboard_csv(results).encode())
     judge_tables.print_win_rates(console, results)
 
 
@@ -90,20 +100,22 @@ def _annotation(pair: Mapping[str, str], found: Comparison) -> dict[str, Any]:
     return alpaca_eval.annotation(pair, found.judge, preference)
 
 
-def _arena_hard(arguments: argparse.Namespace, judging: Judging, console: Console) -> None:
-    baseline = arena_hard.read_answers(arguments.baseline)
-    every, lengths = [], _lengths(baseline)
-    for path in arguments.answers:
+def _arena_hard(
+    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+) -> None:
+    known = arena_hard.read_answers(baseline)
+    every, lengths = [], _lengths(known)
+    for path in paths:
         answers = arena_hard.read_answers(path)
-        arena_hard.check_same_questions(answers, baseline)
+        arena_hard.check_same_questions(answers, known)
         name = _fresh(next(iter(answers.values())).model, {r["model"]: r for r in every}, path)
         contests = [
-            Contest(uid, answer.prompt, baseline[uid].text, answer.text)
+            Contest(uid, answer.prompt, known[uid].text, answer.text)
             for uid, answer in answers.items()
         ]
-        (found,) = judging.compare(f"winrate-{_slug(name)}", contests)
-        rows = [_judgment(answers[c.item_id], baseline[c.item_id].model, c) for c in found]
-        write_atomic(arguments.out / f"{_slug(name)}.jsonl", arena_hard.jsonl(rows).encode())
+        (found,) = compare(f"winrate-{_slug(name)}", contests)
+        rows = [_judgment(answers[c.item_id], known[c.item_id].model, c) for c in found]
+        write_atomic(out / f"{_slug(name)}.jsonl", arena_hard.jsonl(rows).encode())
         every += rows
         lengths |= _lengths(answers)
     _print_standings(console, every, lengths)

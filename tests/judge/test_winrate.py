@@ -4,11 +4,13 @@ import csv
 import json
 
 import pytest
+from rich.console import Console
 
 from selfevo_jax import cli
+from selfevo_jax.cli import winrate
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
-from selfevo_jax.evolve.stages import StageFolder, read_records
-from selfevo_jax.judge.pairwise import Comparison
+from selfevo_jax.judge.asking import JudgeModel
+from selfevo_jax.judge.pairwise import PairwiseJudge, protocol
 
 QUESTIONS = ("Say {hello}", "Count to 3", "Name a colour")
 
@@ -25,61 +27,81 @@ def arena_file(path, model, say):
     return path
 
 
-def judged(byte_model, out, *options):
-    own = [f"--model={byte_model.folder}", f"--out={out}", "--slots=4", "--max-length=2048"]
-    return cli.main(["judge", "winrate", *own, *map(str, options)])
+@pytest.fixture
+def judged(rules, tmp_path, capsys):
+    """Judges answer files by length; gives the comparisons of each label, and what was said."""
+
+    def judge(*paths, baseline):
+        made = {}
+
+        def compare(label, contests):
+            judge = PairwiseJudge(JudgeModel("longer", rules.Rule(rules.longer)), protocol("base"))
+            made[label] = list(judge.compare(contests))
+            return [made[label]]
+
+        console = Console(width=140)
+        winrate.judge_answers(paths, baseline, tmp_path / "out", compare, console)
+        return made, capsys.readouterr().out
+
+    return judge
 
 
-def comparisons(out, name):
-    (folder,) = out.glob(f"winrate-{name}-*")
-    return list(read_records(StageFolder(folder), Comparison))
-
-
-def test_alpaca_eval_from_answers_to_the_leaderboard(byte_model, tmp_path, capsys):
+def test_alpaca_eval_from_answers_to_the_leaderboard(judged, tmp_path, capsys):
     base = alpaca_file(tmp_path / "base.json", "base", lambda q: f"No: {q}")
-    own = alpaca_file(tmp_path / "own.json", "a/b", lambda q: f"{q}? Yes, gladly.")
+    own = alpaca_file(tmp_path / "own.json", "a/b", lambda q: "!" if "3" in q else f"{q}? Gladly.")
+    made, said = judged(own, baseline=base)
     out = tmp_path / "out"
-    options = (f"--answers={own}", f"--baseline={base}")
-    assert judged(byte_model, out, *options) == 0
-    said = capsys.readouterr().out
     rows = alpaca_eval.read_annotations(out / "annotations_a_b.json")
-    found = comparisons(out, "a_b")
+    found = made["winrate-a_b"]
     assert [row["preference"] for row in rows] == [2 - c.p_first for c in found]
-    assert [row["output_2"] for row in rows] == [f"{q}? Yes, gladly." for q in QUESTIONS]
+    assert [row["preference"] > 1.5 for row in rows] == [True, False, True]
+    assert [row["output_2"] for row in rows] == [
+        "Say {hello}? Gladly.",
+        "!",
+        "Name a colour? Gladly.",
+    ]
     (line,) = csv.DictReader((out / "leaderboard.csv").open())
     mean = 100 * sum(1 - c.p_first for c in found) / 3
     assert float(line["win_rate"]) == pytest.approx(mean) and line["name"] == "a/b"
     assert f"{mean:.2f}" in said
-    files = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    assert judged(byte_model, out, *options) == 0
-    assert capsys.readouterr().out == said
-    assert files == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    finished = f"--judgments={out / 'annotations_a_b.json'}"
-    assert cli.main(["judge", "winrate", finished]) == 0
-    assert capsys.readouterr().out == said
+    assert cli.main(["judge", "winrate", f"--judgments={out / 'annotations_a_b.json'}"]) == 0
+    again = capsys.readouterr().out
+    assert again.split() == said.split()
 
 
-def test_arena_hard_from_answers_to_standings(byte_model, tmp_path, capsys):
+def test_arena_hard_from_answers_to_standings(judged, tmp_path, capsys):
     base = arena_file(tmp_path / "base.jsonl", "base", lambda q: f"No: {q}")
-    own = arena_file(tmp_path / "own.jsonl", "own", lambda q: f"{q}? Yes, gladly.")
+    own = arena_file(tmp_path / "own.jsonl", "own", lambda q: "!" if "3" in q else f"{q}? Gladly.")
+    short = arena_file(tmp_path / "short.jsonl", "short", lambda q: "-")
+    _, said = judged(own, short, baseline=base)
+    rows = arena_hard.read_judgments(tmp_path / "out" / "own.jsonl")
+    # The baseline is A in the first game and B in the second.
+    won, lost = ["B>A", "A>B"], ["A>B", "B>A"]
+    assert [[game["score"] for game in row["games"]] for row in rows] == [won, lost, won]
+    assert {(row["model"], row["baseline"], row["judge"]) for row in rows} == {
+        ("own", "base", "longer")
+    }
+    lines = [line.split()[0] for line in said.splitlines() if " [" in line]
+    assert lines == ["own", "base", "short"]
+    assert "66.7 [" in said and "games without a verdict: 0" in said
+    assert cli.main(["judge", "winrate", f"--judgments={tmp_path / 'out' / 'own.jsonl'}"]) == 0
+    assert "66.7 [" in capsys.readouterr().out
+
+
+def command(byte_model, out, *options):
+    own = [f"--model={byte_model.folder}", f"--out={out}", "--slots=4", "--max-length=2048"]
+    return cli.main(["judge", "winrate", *own, *map(str, options)])
+
+
+def test_a_judge_without_a_verdict_prefers_nobody(byte_model, tmp_path, capsys):
+    """A random model never gives its labels enough probability: that is a failure, not a tie."""
+    base = alpaca_file(tmp_path / "base.json", "base", str.lower)
+    own = alpaca_file(tmp_path / "own.json", "own", str.upper)
     out = tmp_path / "out"
-    assert judged(byte_model, out, f"--answers={own}", f"--baseline={base}") == 0
-    said = capsys.readouterr().out
-    rows = arena_hard.read_judgments(out / "own.jsonl")
-    for row, comparison in zip(rows, comparisons(out, "own"), strict=True):
-        assert (row["uid"], row["model"], row["baseline"]) == (comparison.item_id, "own", "base")
-        base_wins = {ballot["order"]: ballot["p"] > 0.5 for ballot in comparison.ballots}
-        # The baseline is A in the first game and B in the second.
-        wanted = ["A>B" if base_wins["ab"] else "B>A", "B>A" if base_wins["ba"] else "A>B"]
-        assert [game["score"] for game in row["games"]] == wanted
-    (own_score,) = [
-        standing.score
-        for standing in arena_hard.standings(arena_hard.battles(rows)[0], "base")
-        if standing.model == "own"
-    ]
-    assert f"{own_score:.1f} [" in said
-    assert cli.main(["judge", "winrate", f"--judgments={out / 'own.jsonl'}"]) == 0
-    assert "games without a verdict: 0" in capsys.readouterr().out
+    assert command(byte_model, out, f"--answers={own}", f"--baseline={base}") == 2
+    assert "0 of 3 annotations have a preference" in capsys.readouterr().err
+    rows = alpaca_eval.read_annotations(out / "annotations_own.json")
+    assert [row["preference"] for row in rows] == [None] * 3
 
 
 def test_mistakes_of_win_rates_are_named(byte_model, tmp_path, capsys):
@@ -91,7 +113,7 @@ def test_mistakes_of_win_rates_are_named(byte_model, tmp_path, capsys):
         (("--answers=x.json", "--baseline=nowhere.json"), "nowhere.json does not exist"),
         ((f"--answers={tmp_path / 'few.json'}", f"--baseline={base}"), "1 instructions are answ"),
     ):
-        assert judged(byte_model, tmp_path / "out", *options) == 2
+        assert command(byte_model, tmp_path / "out", *options) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["judge", "winrate", f"--answers={base}", f"--baseline={base}"]) == 2
     assert "--model is missing" in capsys.readouterr().err
