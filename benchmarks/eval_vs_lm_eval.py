@@ -55,7 +55,7 @@ class Half:
 
 
 HALVES = {
-    "logprob": Half("boolq", "super_glue/boolq/default.yaml", 500, (1, 8, 32)),
+    "logprob": Half("boolq", "super_glue/boolq/default.yaml", 500, (1, 4, 16)),
     "generated": Half("gsm8k", "gsm8k/gsm8k.yaml", 200, (8, 32)),
 }
 
