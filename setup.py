@@ -68,6 +68,7 @@ PARITY = [
     "datasets>=4,<6",
     "lm-eval[api]>=0.4.9,<0.5",
     "rouge-score>=0.1.2,<0.2",
+    "sacrebleu>=2.4,<3",
     "trl>=1.0,<2",
 ]  # what the tests compare us with
 

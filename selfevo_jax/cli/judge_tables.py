@@ -8,6 +8,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from selfevo_jax.evaluate.alpaca_eval import WinRate
+from selfevo_jax.evaluate.arena_hard import Standing
 from selfevo_jax.evaluate.judged import BenchRow, rate_interval
 from selfevo_jax.evaluate.stats import Interval, bootstrap_interval, mean_interval
 from selfevo_jax.judge.aggregate import Rate, Wins, length_controlled
@@ -164,3 +166,42 @@ def _print_failures(console: Console, found: Sequence[Grades] | Sequence[Opinion
         console.print(f"failed {reasons.count(reason)}: {reason}", markup=False)
     cut = sum(bool(record.cut) for record in found)
     console.print(f"cut to fit: {cut}", markup=False)
+
+
+def print_win_rates(console: Console, results: Mapping[str, WinRate]) -> None:
+    """AlpacaEval's figures of each model, in percent, the best length-controlled win rate first."""
+    table = _table(
+        "win rates over the baseline, in %",
+        "model", "length-controlled", "win rate", "std error", "n", "unjudged", "letters",
+        "length effect",
+    )  # fmt: skip
+    for name, found in sorted(results.items(), key=lambda x: -x[1].length_controlled_winrate):
+        table.add_row(
+            name, f"{found.length_controlled_winrate:.2f}", f"{found.win_rate:.2f}",
+            f"{found.standard_error:.2f}", str(found.n_total), str(found.unjudged),
+            f"{found.avg_length:.0f}", f"{found.length_effect:+.2f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def print_standings(
+    console: Console, plain: Sequence[Standing], fair: Sequence[Standing], missing: int
+) -> None:
+    """Arena-Hard's scores with 95 % intervals, and those at equal length where they are known."""
+    equal = {standing.model: standing for standing in fair}
+    table = _table(
+        "scores against the baseline, whose own is 50",
+        "model", "score (95 % interval)", "at equal length", "games",
+    )  # fmt: skip
+    for standing in plain:
+        at_equal = equal.get(standing.model)
+        table.add_row(
+            standing.model, _score(standing), _score(at_equal) if at_equal else "-",
+            str(standing.battles),
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"games without a verdict: {missing}", markup=False)
+
+
+def _score(standing: Standing) -> str:
+    return f"{standing.score:.1f} [{standing.low:.1f}, {standing.high:.1f}]"

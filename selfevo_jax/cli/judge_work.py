@@ -151,7 +151,8 @@ class Judging:
         return [*models, "jury"] if len(models) > 1 else models
 
 
-def _judging(arguments: argparse.Namespace) -> tuple[Judging, Console]:
+def started(arguments: argparse.Namespace) -> tuple[Judging, Console]:
+    """The judges of a command, and where their tables go."""
     progress = Progress(Console(stderr=True, highlight=False))
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
@@ -161,7 +162,7 @@ def _judging(arguments: argparse.Namespace) -> tuple[Judging, Console]:
 
 def bench(arguments: argparse.Namespace) -> int:
     """`judge bench`: agreement with people on labelled pairs."""
-    judging, console = _judging(arguments)
+    judging, console = started(arguments)
     names = [name.strip() for name in arguments.sets.split(",")]
     sets = {name: labelled_pairs(name, arguments.data, arguments.limit) for name in names}
     references = read_references(arguments.reference_file) if arguments.reference_file else {}
@@ -180,7 +181,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def injection(arguments: argparse.Namespace) -> int:
     """`judge injection`: how often thirty attacks win."""
-    judging, console = _judging(arguments)
+    judging, console = started(arguments)
     made = attacks.attempts()
     compared = judging.compare(attacks.LABEL, [attempt.contest for attempt in made])
     for judge, found in zip(judging.names, compared, strict=True):
@@ -208,7 +209,7 @@ def stored(arguments: argparse.Namespace, candidates: Sequence[Candidates]) -> i
     """`judge RUN|FILE`: verdicts on stored generations."""
     if arguments.protocol == POINTWISE or arguments.protocol in KINDS:
         return _one_by_one(arguments, candidates)
-    judging, console = _judging(arguments)
+    judging, console = started(arguments)
     met = [found for given in candidates for found in given.contests()]
     contests = unique(contest for contest, _, _ in met)
     known = {
@@ -243,7 +244,7 @@ def _write_scores(path: Path, candidates: Sequence[Candidates], found: Sequence[
 def _one_by_one(arguments: argparse.Namespace, candidates: Sequence[Candidates]) -> int:
     if len(arguments.model) > 1:
         raise UserError("only one --model can mark outputs; a jury compares pairs")
-    judging, console = _judging(arguments)
+    judging, console = started(arguments)
     values = unique(marked for given in candidates for marked in given.marked())
     if arguments.protocol == POINTWISE:
         referenced = all(value.reference is not None for value in values)

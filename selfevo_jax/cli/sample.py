@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.cli.common import add_compute, add_model, compute_settings, nothing_left, verb
+from selfevo_jax.errors import UserError
+
+ARENA_HARD = "arena_hard"
+SHAPES = ("alpaca_eval", ARENA_HARD)
 
 
 def add(verbs) -> None:
@@ -22,6 +26,9 @@ def add(verbs) -> None:
     what.add_argument("--prompt", metavar="TEXT", help="one user message")
     what.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL with prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL instead of the screen")
+    parser.add_argument(
+        "--answers-as", choices=SHAPES, help="--out as an answer file that judge winrate reads"
+    )
     parser.add_argument("--n", type=int, default=1, help="completions per prompt (%(default)s)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (%(default)s)")
     parser.add_argument("--top-k", type=int, default=0, help="0: all (%(default)s)")
@@ -39,14 +46,37 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.evolve.backend import JaxModel
     from selfevo_jax.evolve.progress import Progress
 
+    if arguments.answers_as and (arguments.out is None or arguments.n != 1):
+        raise UserError("--answers-as needs --out=FILE and one answer a prompt (--n=1)")
     progress = Progress(Console(stderr=True, highlight=False))
     model = JaxModel(arguments.model, compute_settings(arguments), progress)
     prompts = list(_prompts(arguments))
     generator = model.generator(Path(arguments.adapter) if arguments.adapter else None)
+    completions = generator.generate(_requests(arguments, prompts))
+    if arguments.answers_as:
+        _write_answers(arguments, prompts, completions)
+        return 0
     with Output(arguments.out) as write:
-        for completion in generator.generate(_requests(arguments, prompts)):
+        for completion in completions:
             write(completion)
     return 0
+
+
+def _write_answers(arguments: argparse.Namespace, prompts, completions) -> None:
+    """One answer of each prompt, in their order, as AlpacaEval or Arena-Hard writes them."""
+    from selfevo_jax.evaluate import alpaca_eval, arena_hard
+    from selfevo_jax.evolve.files import write_atomic
+
+    model = "+".join(filter(None, (arguments.model, arguments.adapter)))
+    texts = {completion.id.rpartition("/")[0]: completion.text for completion in completions}
+    said = [(name, messages[-1]["content"], texts[name]) for name, messages in prompts]
+    if arguments.answers_as == ARENA_HARD:
+        rows = [arena_hard.answer_row(name, model, asked, text) for name, asked, text in said]
+        content = arena_hard.jsonl(rows)
+    else:
+        rows = [{"instruction": a, "output": text, "generator": model} for _, a, text in said]
+        content = alpaca_eval.outputs_json(rows)
+    write_atomic(arguments.out, content.encode())
 
 
 def _prompts(arguments: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, str]]]]:

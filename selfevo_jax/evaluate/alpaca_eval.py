@@ -6,13 +6,8 @@ annotations add `output_1` (the baseline's), `output_2` (the model's), `annotato
 `preference` in [1, 2], 2 meaning that the model's answer is better; the leaderboard is a CSV.
 
 The judge's preference is a probability, so a win rate is a mean, not a count of wins. The
-length-controlled one fits, by logistic regression on the preferences as soft labels,
-
-    logit p = theta + phi * tanh(length difference / its standard deviation) + gamma_i
-
-(equation 1 of the paper, with the instruction's difficulty gamma_i given, or none) and is the
-mean of sigmoid(theta + gamma_i): what would be preferred at equal length. A penalty on phi keeps
-it finite where lengths and preferences agree perfectly.
+length-controlled one is the mean of sigmoid(theta + gamma_i), what would be preferred at equal
+length: see `judge.aggregate.fit_length`. An instruction's difficulty gamma_i is given, or none.
 """
 
 import csv
@@ -25,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.data import raw_rows
 from selfevo_jax.evaluate.stats import standard_error
+from selfevo_jax.judge.aggregate import fit_length
 
-PENALTY = 1e-4  # on phi squared, of the mean loss
 LEADERBOARD = (
     "name", "length_controlled_winrate", "win_rate", "standard_error", "n_total", "avg_length",
 )  # fmt: skip
@@ -81,24 +76,6 @@ def win_rate(
     )
 
 
-def fit_length(wins: np.ndarray, longer_by: np.ndarray, gamma: np.ndarray) -> tuple[float, float]:
-    """(theta, phi) of the length model. `wins` in [0, 1], `longer_by` in characters; all [n]."""
-    spread = float(longer_by.std())
-    feature = np.tanh(longer_by / spread) if spread else np.zeros_like(wins)
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        logit = parameters[0] + parameters[1] * feature + gamma
-        value = np.mean(np.logaddexp(0, logit) - wins * logit) + PENALTY * parameters[1] ** 2
-        residual = special.expit(logit) - wins
-        slope = np.mean(residual * feature) + 2 * PENALTY * parameters[1]
-        return float(value), np.array([residual.mean(), slope])
-
-    found = optimize.minimize(
-        loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-20, 20)] * 2
-    )
-    return float(found.x[0]), float(found.x[1])
-
-
 def _probability(number: int, annotation: Mapping[str, Any]) -> float:
     preference = annotation["preference"]
     if isinstance(preference, bool) or not isinstance(preference, int | float):
@@ -116,6 +93,8 @@ def read_outputs(path: Path) -> dict[str, Mapping[str, Any]]:
         if row["instruction"] in found:
             raise UserError(f"{place}: the instruction came before; keep one answer of each")
         found[row["instruction"]] = row
+    if not found:
+        raise UserError(f"{path} holds no answers")
     return found
 
 

@@ -32,6 +32,16 @@ STEPS = 50  # of Newton's method; it needs about six
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A model's answer to the question `uid`, whose text is `prompt`."""
+
+    uid: str
+    model: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Battle:
     """One game from the model's side: its chance of the win, a weight, and who was longer.
 
@@ -62,19 +72,31 @@ def verdict(judgment: str) -> str | None:
     return found[-1] if found else None
 
 
-def read_answers(path: Path) -> dict[str, str]:
-    """uid -> answer of a model's answer file. Raises UserError naming a bad row."""
-    found: dict[str, str] = {}
+def read_answers(path: Path) -> dict[str, Answer]:
+    """uid -> answer of a model's answer file. Raises UserError naming a bad or repeated row."""
+    found: dict[str, Answer] = {}
     for place, row in raw_rows(path):
         try:
-            answer = row["messages"][-1]["content"]
-            text = answer["answer"] if isinstance(answer, Mapping) else answer
-            found[row["uid"]] = text
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{place}: no uid, or no messages that end in an answer") from error
-        if not isinstance(text, str):
-            raise UserError(f"{place}: the answer is no text")
+            *_, asked, said = row["messages"]
+            content = said["content"]
+            text = content["answer"] if isinstance(content, Mapping) else content
+            answer = Answer(row["uid"], row["model"], asked["content"], text)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{place}: no uid and model, or no question and answer") from error
+        if not all(isinstance(part, str) for part in (answer.uid, answer.model, text)):
+            raise UserError(f"{place}: uid, model or the answer is no text")
+        if answer.uid in found:
+            raise UserError(f"{place}: the uid {answer.uid!r} came before; keep one answer of each")
+        found[answer.uid] = answer
+    if not found:
+        raise UserError(f"{path} holds no answers")
     return found
+
+
+def check_same_questions(model: Mapping[str, Answer], baseline: Mapping[str, Answer]) -> None:
+    """Raises UserError when a question is answered in one file only."""
+    if odd := sorted(set(model) ^ set(baseline)):
+        raise UserError(f"{len(odd)} questions are answered in one file only, the first: {odd[0]}")
 
 
 def answer_row(uid: str, model: str, prompt: str, answer: str) -> dict[str, Any]:
@@ -116,6 +138,8 @@ def read_judgments(path: Path) -> list[Mapping[str, Any]]:
             if score is not None and score not in VERDICTS:
                 raise UserError(f"{place}: the score {score!r} is none of {', '.join(VERDICTS)}")
         rows.append(row)
+    if not rows:
+        raise UserError(f"{path} holds no judgments")
     return rows
 
 

@@ -36,9 +36,10 @@ class Data:
     `files`: split -> file or glob below the data folder; rows of a glob take turns between its
     files. `fields`: the needed fields with their JSON types. `source`: where to get them, and the
     licence. `hub`: (data set, config) on the Hugging Face hub with the same fields, `hub_splits`
-    our split -> its split. `unpack` turns one file's rows into those of the task (a JSON file of
-    instances, say), `fetch` finds a file that no data folder has to hold, and `keep` picks rows.
-    With `divide`, the splits share a file and the text it gives decides a row's split.
+    our split -> the split there and in TFDS. `unpack` turns one file's rows into those of the task
+    (a JSON file of instances, say), `fetch` finds a file that no data folder has to hold, and
+    `keep` picks rows. With `divide`, the splits share a file and the text it gives decides a row's
+    split.
     """
 
     files: Mapping[str, str]
@@ -77,7 +78,7 @@ def read_split(name: str, data: Data, split: str, where: str | Path | None) -> R
     if text == "hf" or text.startswith("hf:"):
         found, origin = _from_hub(name, data, split, text)
     elif text.startswith("tfds:"):
-        found, origin = _from_tfds(name, split, text.removeprefix("tfds:"))
+        found, origin = _from_tfds(name, data, split, text.removeprefix("tfds:"))
     else:
         files = _files(name, data, split, text)
         found = _take_turns([list(_file_rows(path, data)) for path in files])
@@ -253,7 +254,7 @@ def _from_hub(name: str, data: Data, split: str, where: str):
     return rows, {place: loaded._fingerprint}
 
 
-def _from_tfds(name: str, split: str, where: str):
+def _from_tfds(name: str, data: Data, split: str, where: str):
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -261,10 +262,19 @@ def _from_tfds(name: str, split: str, where: str):
             f"{name}: tfds:{where} needs `pip install tensorflow-datasets`; "
             "or give a local folder or --data hf"
         ) from error
-    builder = tensorflow_datasets.builder(where)
-    builder.download_and_prepare()
-    source = builder.as_data_source(split=split)
-    place = f"tfds:{where}/{split}"
+    wanted_split = data.hub_splits.get(split, split)
+    place = f"tfds:{where}/{wanted_split}"
+    try:
+        # The format that is read by place, without TensorFlow.
+        builder = tensorflow_datasets.builder(where, file_format="array_record")
+        builder.download_and_prepare()
+        source = builder.as_data_source(split=wanted_split)
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: {place} cannot be read ({first}); check the name and the network, "
+            "or give a local folder"
+        ) from error
     rows = [(f"{place}:{number}", _plain(row)) for number, row in enumerate(source)]
     return rows, {place: str(builder.info.version)}
 

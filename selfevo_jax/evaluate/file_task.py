@@ -30,7 +30,8 @@ class FileSpec:
     answer as text and raises ValueError where a row's does not parse. `check` marks a reply
     against that text and the fields `meta` of its row.
     `style` is how a question is put where nothing else is asked for, `max_new_tokens` the room
-    for a reply, `metric` what its score is called, `code` whether replies are run.
+    for a reply, `metric` what its score is called, `code` whether replies are run. `figures` are
+    the scores of a reply beside it that an evaluation reports.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FileSpec:
     metric: str = "exact_match"
     code: bool = False
     cluster: Callable[[Row], str] | None = None
+    figures: Callable[[str, Row], Mapping[str, float]] | None = None
 
     @property
     def files(self) -> Mapping[str, str]:

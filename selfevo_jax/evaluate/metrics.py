@@ -18,37 +18,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
-@dataclass(frozen=True)
-class Turns:
-    """ReflectEvo's figures: accuracy of the first answers, of the second, and what changed.
-
-    `fixed` were wrong and became right, `broken` the reverse; `delta` is their difference over n.
-    """
-
-    n: int
-    acc_t1: float
-    acc_t2: float
-    delta: float
-    fixed: int
-    broken: int
-
-
-def reflection_turns(first: Sequence[bool], second: Sequence[bool]) -> Turns:
-    """Acc@t1, Acc@t2 and Delta of the same questions before and after reflection.
-
-    `second[i]` is the answer after reflecting on `first[i]`; where nothing was reflected on
-    (an oracle said that it is right, say) it repeats it. Raises ValueError for unequal lengths
-    or no questions.
-    """
-    n = len(first)
-    if n == 0 or len(second) != n:
-        raise ValueError(f"{n} first answers, {len(second)} second ones: pair them by question")
-    fixed = sum(b and not a for a, b in zip(first, second, strict=True))
-    broken = sum(a and not b for a, b in zip(first, second, strict=True))
-    one, two = sum(first) / n, sum(second) / n
-    return Turns(n, one, two, (fixed - broken) / n, fixed, broken)
-
-
 def best_threshold(
     scores: Sequence[float], answerable: Sequence[bool], doubts: Sequence[float]
 ) -> tuple[list[float], float | None]:

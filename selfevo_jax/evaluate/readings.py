@@ -9,7 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 
 from selfevo_jax.evaluate.benchmark import Read, Reading
+from selfevo_jax.evaluate.bleu import sentence_bleu
 from selfevo_jax.evaluate.data import Row
+from selfevo_jax.evaluate.rouge import best_rouge_l, rouge_n
 from selfevo_jax.judge.checkers import TAIL, Check
 
 # What exact_match drops from both sides in GSM8K, and in BIG-Bench Hard.
@@ -70,3 +72,13 @@ def checked(check: Callable[[str, Row], Check], metric: str = "exact_match") -> 
         return Reading(verdict.parsed, {metric: verdict.score})
 
     return read
+
+
+def likeness(text: str, references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-L, -1 and -2, each the best over the references, and sentence BLEU over all of them."""
+    return {
+        "rougeL": best_rouge_l(text, references),
+        "rouge1": max(rouge_n(text, reference, 1) for reference in references),
+        "rouge2": max(rouge_n(text, reference, 2) for reference in references),
+        "sentence_bleu": sentence_bleu(text, references),
+    }

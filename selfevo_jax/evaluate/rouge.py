@@ -1,11 +1,12 @@
-"""ROUGE-L, as Natural Instructions and most of the field compute it.
+"""ROUGE-1, ROUGE-2 and ROUGE-L, as Natural Instructions and most of the field compute them.
 
 Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries". Words are runs of lower-case
-ASCII letters and digits and are not stemmed; the value equals `rougeL` of Google's `rouge-score`
+ASCII letters and digits and are not stemmed; the values equal those of Google's `rouge-score`
 package with its defaults.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from selfevo_jax.judge.checkers import TAIL
@@ -19,19 +20,33 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text[-TAIL:].lower())[:LONGEST]
 
 
+def runs(said: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each run of `n` words occurs."""
+    return Counter(zip(*(said[start:] for start in range(n)), strict=False))
+
+
 def rouge_l(text: str, reference: str) -> float:
     """F1 of the longest common subsequence of words; 0 when either text has none."""
     found, wanted = words(text), words(reference)
     if not found or not wanted:
         return 0.0
-    shared = _common(found, wanted)
-    precision, recall = shared / len(found), shared / len(wanted)
-    return 2 * precision * recall / (precision + recall) if shared else 0.0
+    return _f1(_common(found, wanted), len(found), len(wanted))
+
+
+def rouge_n(text: str, reference: str, n: int) -> float:
+    """F1 of the runs of `n` words in common; 0 when either text has none."""
+    found, wanted = (runs(words(side), n) for side in (text, reference))
+    return _f1((found & wanted).total(), found.total(), wanted.total())
 
 
 def best_rouge_l(text: str, references: Sequence[str]) -> float:
     """The best over several references."""
     return max(rouge_l(text, reference) for reference in references)
+
+
+def _f1(shared: int, found: int, wanted: int) -> float:
+    """2PR / (P + R) of precision P = shared / found and recall R = shared / wanted."""
+    return 2 * shared / (found + wanted) if shared else 0.0
 
 
 def _common(one: Sequence[str], two: Sequence[str]) -> int:

@@ -73,7 +73,8 @@ def _plain(spec: FileSpec) -> Benchmark:
 
     def read(text: str, row: Row) -> Reading:
         check = spec.check(text, spec.gold(row), row)
-        return Reading(check.parsed, {spec.metric: check.score})
+        more = spec.figures(text, row) if spec.figures else {}
+        return Reading(check.parsed, {spec.metric: check.score, **more})
 
     return Benchmark(
         name=spec.name + PLAIN,

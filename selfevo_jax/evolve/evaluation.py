@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate import asking, readings, running
+from selfevo_jax.evaluate import asking, bleu, readings, rouge, running
 from selfevo_jax.evaluate.asking import Question, Wording, questions
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate
 from selfevo_jax.evaluate.benchmarks import code
@@ -145,7 +145,7 @@ def _stage(
 ) -> Stage:
     modules = {f.__module__ for f in (benchmark.prompt, benchmark.target)}
     parts = [sys.modules[name] for name in sorted(modules)]
-    parts += [asking, readings, running, checkers]
+    parts += [asking, bleu, readings, rouge, running, checkers]
     settings = {
         "questions": total,
         "wording": dataclasses.asdict(wording),
@@ -218,6 +218,11 @@ def compared(before: Path, after: Path, task: str) -> tuple[str, str, Difference
     return task, metric, gain
 
 
+def summed_up(out: Path, task: str) -> TaskResult:
+    """The figures of a finished task. Raises UserError for one that is not finished."""
+    return summarise(task, _outcomes(out, task))
+
+
 def picked(
     out: Path, task: str, which: str, before: Path | None
 ) -> Iterator[tuple[Outcome, Outcome | None]]:
@@ -246,6 +251,7 @@ def _unparsed(outcome: Outcome, other: Outcome | None) -> bool:
 
 
 PICKS: dict[str, Callable[[Outcome, Outcome | None], bool]] = {
+    "all": lambda outcome, other: True,
     "wrong": lambda outcome, other: not _right(outcome),
     "right": lambda outcome, other: _right(outcome),
     "unparsed": _unparsed,

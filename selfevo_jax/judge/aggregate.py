@@ -94,28 +94,35 @@ def count_wins(comparisons: Iterable[Comparison]) -> Wins:
 
 
 def length_controlled(chances: Sequence[float], length_gaps: Sequence[float]) -> float:
-    """The mean chance of the first output if both outputs were equally long.
+    """The mean chance of the first output if both outputs were equally long: see `fit_length`.
 
-    Logistic regression of the chances on tanh(gap / standard deviation of the gaps), evaluated at
-    gap 0: the length term of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475)
-    without its terms for instructions. `length_gaps[i]` is the first output's length less the
-    second's. A small ridge on the slope keeps it finite where length alone decides everything.
     Raises ValueError for unequal lengths or no contests.
     """
     if len(chances) != len(length_gaps) or not len(chances):
         raise ValueError(f"{len(chances)} chances and {len(length_gaps)} length gaps")
-    gaps = np.asarray(length_gaps, np.float64)
+    theta, _ = fit_length(np.asarray(chances), np.asarray(length_gaps), np.zeros(len(chances)))
+    return 1 / (1 + math.exp(-theta))
+
+
+def fit_length(chances: np.ndarray, gaps: np.ndarray, gamma: np.ndarray) -> tuple[float, float]:
+    """(theta, phi) of logit p = theta + phi * tanh(gap / standard deviation of gaps) + gamma.
+
+    Equation 1 of length-controlled AlpacaEval (Dubois et al. 2024, arXiv:2404.04475), fitted by
+    logistic regression on the chances as soft labels. `gaps[i]` is the length of the output whose
+    chance it is less the other's, `gamma[i]` the difficulty of the instruction in logits; all [n].
+    A small ridge on phi keeps it finite where length alone decides everything.
+    """
     scale = float(gaps.std()) or 1.0
     design = np.stack([np.ones(len(gaps)), np.tanh(gaps / scale)], axis=1)
-    target = np.clip(np.asarray(chances, np.float64), 1e-4, 1 - 1e-4)
+    target = np.clip(chances, 1e-4, 1 - 1e-4)
     ridge = np.diag([1e-6, 1e-4 * len(gaps)])
     weights = np.zeros(2)
     for _ in range(100):
-        p = 1 / (1 + np.exp(-design @ weights))
+        p = 1 / (1 + np.exp(-(design @ weights + gamma)))
         slope = design.T @ (p - target) + ridge @ weights
         curve = design.T @ (design * (p * (1 - p))[:, None]) + ridge
         step = np.linalg.solve(curve, slope)
         weights -= step / max(1.0, float(np.abs(step).max()))
         if float(np.abs(step).max()) < 1e-10:
             break
-    return 1 / (1 + math.exp(-float(weights[0])))
+    return float(weights[0]), float(weights[1])

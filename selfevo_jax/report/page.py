@@ -27,7 +27,7 @@ MAX_CHARACTERS = 40_000_000  # of text in each table
 MAX_TEXT = 8_000  # characters of one text; the rest is named
 MAX_POINTS = 400  # of a curve in one round
 BINS = 24
-SCRIPTS = ("base.js", "charts.js", "browser.js", "lineage.js", "page.js")
+SCRIPTS = ("base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "page.js")
 LIVE_SCRIPTS = ("live.js",)
 SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
@@ -47,13 +47,21 @@ def build_page(workdir: str | Path, live: str = "") -> str:
     """
     data = page_data(RunFolder(workdir), summarise(workdir)) | {"version": live}
     scripts = (*SCRIPTS, *LIVE_SCRIPTS) if live else SCRIPTS
+    return rendered(data, scripts, _plain(data), "; connect-src 'self'" if live else "")
+
+
+def rendered(data: Mapping[str, Any], scripts: Sequence[str], plain: str, allowed: str = "") -> str:
+    """A page of ours: `scripts` of the template folder draw `data`; `plain` is for no script.
+
+    `allowed` is added to what the content security policy allows.
+    """
     script = '"use strict";\n' + "\n".join(_template(name) for name in scripts)
     style = _template("page.css")
     parts = {
-        "policy": _policy(script, style) + ("; connect-src 'self'" if live else ""),
+        "policy": _policy(script, style) + allowed,
         "style": style,
         "script": script,
-        "plain": html.escape(_plain(data)),
+        "plain": html.escape(plain),
         "data": embed_json(data),
     }
     page = _template("page.html")

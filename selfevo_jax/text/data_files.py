@@ -176,8 +176,8 @@ def read_examples(path: str | Path) -> Iterator[Row]:
     """Rows of a data file in any known format, as {"id", "messages", "completions"}.
 
     The first row decides the format, and every further row must have it. The id is the row's
-    `id`, or the first 16 hex digits of the SHA-256 of the row's canonical JSON. Raises UserError
-    naming file:line, also for an id that came before.
+    `id` or `uid`, or the first 16 hex digits of the SHA-256 of the row's canonical JSON. Raises
+    UserError naming file:line, also for an id that came before.
     """
     seen: dict[str, int] = {}
     format_: str | None = None
@@ -209,7 +209,7 @@ def to_example(row: Row, format_: str, place: str) -> Row:
     check_messages(messages, place)
     if messages[-1]["role"] == "assistant" and completions:
         raise UserError(f"{place}: the prompt ends with an assistant's turn; end it with a user's")
-    id_ = row.get("id")
+    id_ = row.get("id", row.get("uid"))
     if id_ is not None and (isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == ""):
         raise UserError(f"{place}: the field 'id' is {id_!r}; it must be a text or a whole number")
     id_ = content_id(row) if id_ is None else str(id_)

@@ -202,18 +202,73 @@ def test_bbh(task_name, shared_data, tmp_path):
                     assert ours == their_scores(task, reading, reply, doc), (reading, reply)
 
 
-def test_humaneval_and_ifeval_prompts(shared_data):
-    """Their task files cannot be loaded offline (metrics from the hub); the templates can."""
-    import jinja2
+def their_yaml(name) -> dict:
+    """A task file that cannot be loaded offline (its metrics are on the hub), as it is written."""
     import lm_eval.tasks
     import yaml
 
-    root = Path(lm_eval.tasks.__file__).parent / "humaneval"
-    text = (root / "humaneval_instruct.yaml").read_text().replace("!function", "")
-    config = yaml.safe_load(text)
+    root = Path(lm_eval.tasks.__file__).parent
+    return yaml.safe_load((root / name).read_text().replace("!function", ""))
+
+
+def rendered(template: str, row) -> str:
+    import jinja2
+
+    return jinja2.Template(template, keep_trailing_newline=True).render(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("humaneval", "humaneval/humaneval.yaml"),
+        ("hendrycks_math", "hendrycks_math/hendrycks_math_algebra.yaml"),
+    ],
+)
+def test_prompts_without_examples(name, config, shared_data):
+    theirs = their_yaml(config)
+    for question in our_questions(name, shared_data):
+        assert question.prompt == rendered(theirs["doc_to_text"], question.row)
+    ask = BENCHMARKS[name].ask
+    assert set(ask.stop) == set(theirs["generation_kwargs"]["until"])
+    assert ask.max_new_tokens == theirs["generation_kwargs"].get("max_gen_toks", 256)
+
+
+def test_ifeval_is_the_prompt_itself(shared_data):
+    theirs = their_yaml("ifeval/ifeval.yaml")
+    assert theirs["doc_to_text"] == "prompt" and not theirs["generation_kwargs"]["until"]
+    for question in our_questions("ifeval", shared_data):
+        assert question.prompt == question.row["prompt"]
+    ask = BENCHMARKS["ifeval"].ask
+    assert (ask.stop, ask.max_new_tokens) == ((), theirs["generation_kwargs"]["max_gen_toks"])
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_squadv2(shots, shared_data):
+    """Their class is made by hand, since its data set is on the hub; our examples are shown."""
+    from lm_eval.tasks.squadv2.task import SQuAD2
+
+    theirs = SQuAD2.__new__(SQuAD2)
+    train = {row["question"]: row for row in rows_of("squadv2", "train", shared_data)}
+    for question in our_questions("squadv2", shared_data, num_fewshot=shots):
+        *shown, last = question.prompt.split("\n\nTitle: ")
+        parts = [part.removeprefix("Title: ") for part in (*shown, last)]
+        asked = [part.split("\n\nQuestion: ")[1].split("\n\nAnswer:")[0] for part in parts]
+        assert len(set(asked)) == shots + 1
+        examples = [train[text] for text in asked[:-1]]
+        context = "".join(
+            f"{theirs.doc_to_text(row)}{theirs.doc_to_target(row)}\n\n" for row in examples
+        )
+        assert question.prompt == context + theirs.doc_to_text(question.row)
+        requests = theirs.construct_requests(question.row, question.prompt)
+        assert tuple(requests[0].args[1]["until"]) == BENCHMARKS["squadv2"].ask.stop
+        assert requests[1].args[1] == f" {BENCHMARKS['squadv2'].ask.none}"
+
+
+def test_humaneval_instruct_prompts(shared_data):
+    config = their_yaml("humaneval/humaneval_instruct.yaml")
     (question, *_) = our_questions("humaneval_instruct", shared_data, 1)
-    body = jinja2.Template(config["doc_to_text"], keep_trailing_newline=True).render(question.row)
-    prefix = jinja2.Template(config["gen_prefix"], keep_trailing_newline=True).render(question.row)
+    body = rendered(config["doc_to_text"], question.row)
+    prefix = rendered(config["gen_prefix"], question.row)
     assert question.prompt == body + prefix
     (chat, *_) = our_questions("humaneval_instruct", shared_data, 1, chat=True)
     assert chat.prompt == ({"role": "user", "content": body},) and chat.prefix == prefix
@@ -223,18 +278,15 @@ def test_mbpp_and_math_prompts(shared_data):
     """Rendered from the harness's templates and its own example rows."""
     import ast
 
-    import jinja2
     import lm_eval.tasks
-    import yaml
 
     root = Path(lm_eval.tasks.__file__).parent
-    config = yaml.safe_load((root / "mbpp/mbpp.yaml").read_text().replace("!function", ""))
-    ask = jinja2.Template(config["doc_to_text"], keep_trailing_newline=True)
-    tell = jinja2.Template(config["doc_to_target"], keep_trailing_newline=True)
+    config = their_yaml("mbpp/mbpp.yaml")
     shots = _listed(root / "mbpp/utils.py", ast)
     (question, *_) = our_questions("mbpp", shared_data, 1)
-    shown = "".join(f"{ask.render(row)}{tell.render(row)}\n\n" for row in shots)
-    assert question.prompt == shown + ask.render(question.row)
+    ask, tell = config["doc_to_text"], config["doc_to_target"]
+    shown = "".join(f"{rendered(ask, row)}{rendered(tell, row)}\n\n" for row in shots)
+    assert question.prompt == shown + rendered(ask, question.row)
     shots = _listed(root / "minerva_math/utils.py", ast)
     (question, *_) = our_questions("minerva_math", shared_data, 1)
     asked = "Problem:\n{}\n\nSolution:".format
@@ -269,17 +321,3 @@ def test_a_chat_has_the_same_turns(multiturn, gsm8k, tmp_path):
     ours = our_questions("gsm8k", tmp_path / "ours", 3, chat=True, multiturn=multiturn,
                          num_fewshot=2)  # fmt: skip
     assert [q.prompt for q in ours] == [seen[int(requests[0][0])] for requests in theirs]
-
-
-def test_rouge_l_is_that_of_the_rouge_score_package():
-    import random
-
-    rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
-    from selfevo_jax.evaluate.rouge import rouge_l
-
-    scorer = rouge_scorer.RougeScorer(["rougeL"])
-    draw = random.Random(0)
-    words = ["the", "cat", "sat", "on", "mat", "U.S.", "don't", "a-b", "3.5", "Ünder", "", "!"]
-    for _ in range(500):
-        one, two = (" ".join(draw.choices(words, k=draw.randint(0, 30))) for _ in range(2))
-        assert rouge_l(one, two) == pytest.approx(scorer.score(two, one)["rougeL"].fmeasure)

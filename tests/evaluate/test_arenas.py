@@ -177,9 +177,12 @@ def test_the_last_label_of_a_judgment_counts():
 def test_arena_files_go_round(tmp_path, shared_data):
     answers = arena_hard.read_answers(shared_data / "arena_hard/model_answer_gpt-4-0314.jsonl")
     assert len(answers) == 150
-    own = [arena_hard.answer_row(uid, "m", "p", text) for uid, text in answers.items()]
+    own = [arena_hard.answer_row(a.uid, a.model, a.prompt, a.text) for a in answers.values()]
     (tmp_path / "m.jsonl").write_text(arena_hard.jsonl(own))
     assert arena_hard.read_answers(tmp_path / "m.jsonl") == answers
+    asked = (shared_data / "arena_hard/question_v0.1.jsonl").read_text().splitlines()
+    prompts = {row["uid"]: row["prompt"] for row in map(json.loads, asked)}
+    assert all(answer.prompt == prompts[uid] for uid, answer in answers.items())
     rows = [arena_hard.judgment_row("u", "c", "j", "m", "b", labels) for labels in (["A>B", None],)]
     path = tmp_path / "judgments.jsonl"
     path.write_text(arena_hard.jsonl(rows))

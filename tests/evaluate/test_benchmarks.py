@@ -11,7 +11,7 @@ from selfevo_jax.evaluate.benchmark import Choose
 from selfevo_jax.evaluate.benchmarks.gsm8k import number
 from selfevo_jax.evaluate.benchmarks.math import gold as boxed
 from selfevo_jax.evaluate.data import read_split
-from selfevo_jax.evaluate.judge_sets import JUDGE_SETS, judge_pairs
+from selfevo_jax.evaluate.judged import SETS
 from selfevo_jax.evaluate.tasks import (
     BENCHMARKS,
     PLAIN,
@@ -72,7 +72,7 @@ def test_gold_is_right_and_a_wrong_reply_is_not(name, shared_data):
 def test_all_of_the_shared_data_is_used(shared_data):
     """Each file is some task's, a judge's, or one of the prompt and answer sets judges need."""
     used = {file for b in BENCHMARKS.values() for file in b.data.files.values()}
-    used |= {file for s in JUDGE_SETS.values() for file in s.data.files.values()}
+    used |= {file for s in SETS.values() for file in s.data.files.values()}
     used |= {"bbh/cot_prompts.jsonl"}
     files = {str(p.relative_to(shared_data)) for p in shared_data.glob("*/*.jsonl")}
     others = {f for f in files - used if not f.startswith(("mt_bench/", "arena_hard/"))}
@@ -233,6 +233,46 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
         read_split("gsm8k", BENCHMARKS["gsm8k"].data, "test", "tfds:gsm8k")
 
 
+BOOLQ = {"question": "is it", "passage": "It is.", "title": "T", "answer": True}
+
+
+def test_rows_come_through_datasets_by_name(tmp_path):
+    """A folder is a data set by name too; the split is the one that the task has there."""
+    pytest.importorskip("datasets", reason="extra parity")
+    (tmp_path / "validation.jsonl").write_text((json.dumps(BOOLQ) + "\n") * 2)
+    read = read_split("boolq", BENCHMARKS["boolq"].data, "test", f"hf:{tmp_path}")
+    assert read.rows == (BOOLQ, BOOLQ)
+    assert read.places[1] == f"hf:{tmp_path}/validation:1"
+    assert list(read.origin) == [f"hf:{tmp_path}/validation"]
+    with pytest.raises(UserError, match="hf:.* split train cannot be read"):
+        read_split("boolq", BENCHMARKS["boolq"].data, "train", f"hf:{tmp_path}")
+
+
+def test_rows_come_through_tfds_by_name(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets", reason="extra tfds")
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+
+    class TinyBoolq(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.2.3")
+
+        def _info(self):
+            features = {"question": tfds.features.Text(), "passage": tfds.features.Text()}
+            features |= {"title": tfds.features.Text(), "answer": bool}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"validation": ((number, BOOLQ) for number in range(2))}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    read = read_split("boolq", BENCHMARKS["boolq"].data, "test", "tfds:tiny_boolq")
+    assert read.rows == (BOOLQ, BOOLQ)
+    assert read.origin == {"tfds:tiny_boolq/validation": "1.2.3"}
+    with pytest.raises(UserError, match="tfds:nothing_such/validation cannot be read"):
+        read_split("boolq", BENCHMARKS["boolq"].data, "test", "tfds:nothing_such")
+
+
 def test_the_data_folder_can_come_from_the_environment(shared_data, monkeypatch):
     monkeypatch.setenv("SELFEVO_DATA", str(shared_data))
     read = read_split("svamp", BENCHMARKS["svamp:plain"].data, "test", None)
@@ -254,31 +294,6 @@ def test_csv_json_and_parquet_rows_are_read(tmp_path):
     assert (
         read_split("mmlu_anatomy", data, "dev", tmp_path).places[1] == "mmlu/anatomy/dev.json:3#2"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("llmbar", 334), ("mt_bench_human", 173), ("pandalm", 810), ("judgebench", 346)],
-)
-def test_judge_sets_load_whole(name, count, shared_data):
-    pairs = list(judge_pairs(name, shared_data))
-    assert len(pairs) == count == len({pair.id for pair in pairs})
-    assert {pair.label for pair in pairs} <= ({0, 1, 2} if name == "pandalm" else {1, 2})
-
-
-def test_pandalm_takes_the_majority_and_a_bad_label_is_named(tmp_path):
-    row = {
-        "motivation_app": "m", "instruction": "i", "input": "", "response1": "a",
-        "response2": "b", "annotator1": 1, "annotator2": 2, "annotator3": 2,
-    }  # fmt: skip
-    path = tmp_path / "rows.jsonl"
-    rows = [row, row | {"annotator2": 0}, row | {"annotator1": 3}]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = judge_pairs("pandalm", path)
-    assert next(found).label == 2
-    assert next(found).label == 0
-    with pytest.raises(UserError, match=r"rows.jsonl:3: the label 3 is not one of"):
-        next(found)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from selfevo_jax.evaluate.metrics import (
     best_threshold,
     criteria_table,
     pass_at_k,
-    reflection_turns,
 )
 from selfevo_jax.evaluate.stats import clustered_interval, mean_interval
 
@@ -27,15 +26,6 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n, right, k):
 def test_pass_at_k_refuses_nonsense(n, right, k):
     with pytest.raises(ValueError, match="pass@"):
         pass_at_k(n, right, k)
-
-
-def test_reflection_counts_what_was_fixed_and_broken():
-    turns = reflection_turns([True, False, False, True, False], [True, True, False, False, True])
-    assert (turns.acc_t1, turns.acc_t2) == (0.4, 0.6)
-    assert turns.delta == pytest.approx(turns.acc_t2 - turns.acc_t1)
-    assert (turns.fixed, turns.broken) == (2, 1)
-    with pytest.raises(ValueError, match="pair them"):
-        reflection_turns([True], [])
 
 
 def test_shares_of_criteria_add_up_and_split_ties():

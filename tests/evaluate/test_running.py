@@ -1,17 +1,19 @@
 """Asking a model: choices and replies, what is too long, results that repeat byte for byte."""
 
 import json
+import re
+import shutil
 from itertools import islice
 
 import jax
 import pytest
 
 from selfevo_jax import cli
-from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.asking import Wording, questions
 from selfevo_jax.evaluate.data import read_split
 from selfevo_jax.evaluate.results import summarise
 from selfevo_jax.evaluate.running import Manner, outcomes
+from selfevo_jax.evaluate.stats import standard_error
 from selfevo_jax.evaluate.tasks import BENCHMARKS
 from selfevo_jax.evolve.evaluated import LocalModel
 from selfevo_jax.evolve.tiny import random_model
@@ -250,6 +252,11 @@ def test_two_evaluations_are_compared_item_by_item(command, tmp_path, capsys):
     assert cli.main([*command, f"--out={two}", f"--compare={one}"]) == 0
     said = capsys.readouterr().out
     assert "boolq" in said and "95 % interval" in said
+    page = (two / "compare.html").read_text()
+    (data,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    rows = json.loads(data)["items"]["rows"]
+    assert {row["task"] for row in rows} == {"boolq", "svamp:plain"}
+    assert all(row["before"] is not None for row in rows)
     few = tmp_path / "few"
     assert cli.main([*command, f"--out={few}", "--limit=3"]) == 0
     assert cli.main([*command, f"--out={few}", f"--compare={one}"]) == 2
@@ -315,14 +322,51 @@ def test_squad_asks_how_likely_there_is_no_answer(tiny, tmp_path):
     assert figures["none", "best_exact"].mean >= figures["none", "exact"].mean
 
 
-def test_a_model_without_a_template_cannot_be_asked_in_turns(tiny, tmp_path):
-    from selfevo_jax.evolve.evaluation import Evaluation, prepare
-    from selfevo_jax.evolve.progress import Progress
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("boolq/dev.jsonl", {"question": "q", "passage": "p"}, "the field 'answer' is missing"),
+        ("gsm8k/test.jsonl", {"question": "q", "answer": "none"}, "no single number after '####'"),
+    ],
+)
+def test_a_bad_row_stops_the_command(command, tmp_path, capsys, name, row, message):
+    good = BOOLQ[0] | {"answer": True} if "boolq" in name else row | {"answer": "#### 1"}
+    data = folder_of(tmp_path / "bad", name, [good, row])
+    task = name.partition("/")[0]
+    more = [f"--tasks={task}", f"--data={data}", "--num_fewshot=0", f"--out={tmp_path / 'out'}"]
+    assert cli.main([*command, *more]) == 2
+    said = capsys.readouterr().err
+    assert f"{name}:2: " in said and message in said
 
-    class Bare(LocalModel):
-        has_template = False
 
-    data = folder_of(tmp_path, "boolq/dev.jsonl", BOOLQ)
-    evaluation = Evaluation(Bare(tiny, None), Progress(), Wording(chat=True), data=str(data))
-    with pytest.raises(UserError, match="has no chat template"):
-        prepare(evaluation, "boolq")
+def test_a_model_without_a_template_cannot_be_asked_in_turns(command, tiny, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    shutil.copytree(random_model(tiny.source), bare)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    more = [f"--model={bare}", "--apply_chat_template", f"--out={tmp_path / 'out'}"]
+    assert cli.main([*command, *more]) == 2
+    assert "bare has no chat template; leave out --apply_chat_template" in capsys.readouterr().err
+
+
+def test_the_table_tells_clusters_power_and_what_was_too_long(command, tmp_path, capsys):
+    rows = [BOOLQ[n % 5] | {"title": f"T{n // 3}", "answer": n % 2 == 0} for n in range(9)] + [
+        BOOLQ[0] | {"title": "Long", "passage": "far " * 200}
+    ]
+    data = folder_of(tmp_path / "rows", "boolq/dev.jsonl", rows)
+    out = tmp_path / "out"
+    assert cli.main([*command, "--tasks=boolq", f"--data={data}", f"--out={out}"]) == 0
+    said = capsys.readouterr().out
+    assert "boolq: 1 prompts too long for the model were not asked and count as wrong" in said
+    assert "(boolq/dev.jsonl:10)" in said
+    (results,), (samples,) = out.glob("results_*.json"), out.glob("samples_*.jsonl")
+    found = json.loads(results.read_text())["results"]["boolq"]
+    values = [json.loads(line)["acc"] for line in samples.read_text().splitlines()]
+    assert 0 < sum(values) < 10 and values[-1] == 0.0
+    wanted = standard_error(values, [row["title"] for row in rows])
+    assert found["acc_stderr,none"] == pytest.approx(wanted)
+    assert found["acc_stderr,none"] != pytest.approx(standard_error(values))
+    needed = found["acc_n_for_2_points,none"]
+    assert f"boolq: to see a gain of 2 points, about {needed} questions are needed" in said
+    assert found["too_long"] == ["boolq/dev.jsonl:10"]

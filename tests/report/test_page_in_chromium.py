@@ -18,6 +18,9 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
+from selfevo_jax.evaluate.results import summarise  # noqa: E402
+from selfevo_jax.evaluate.running import Outcome  # noqa: E402
+from selfevo_jax.report.eval_page import eval_page  # noqa: E402
 from selfevo_jax.report.live import LiveServer  # noqa: E402
 from selfevo_jax.report.page import embed_json, write_page  # noqa: E402
 
@@ -101,6 +104,39 @@ def test_lineage_and_judges_are_shown(shown):
     assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
     row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
     assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 90.0 %" in row
+
+
+def answered(number: int, said: str, right: bool, parsed: str | None = "5") -> Outcome:
+    readings = {"none": {"parsed": [parsed], "scores": {"exact_match": float(right)}}}
+    return Outcome.make(
+        task="sums", number=number, place=f"sums.jsonl:{number + 1}", doc={}, target="5",
+        prompt=f"What is {number} + {5 - number}? <script>ran = 1</script>", replies=(said,),
+        logps=(), readings=readings, cluster=None, prompt_tokens=9, tokens=3, cut=0, too_long=False,
+    )  # fmt: skip
+
+
+def test_the_page_of_an_evaluation_picks_what_was_fixed_or_broken(driver, tmp_path):
+    after = [answered(0, "5", True), answered(1, "<img src=x onerror='ran = 1'>", False, None),
+             answered(2, "4", False), answered(3, "5", True)]  # fmt: skip
+    before = [answered(0, "6", False), answered(1, "4", False), answered(2, "5", True), after[3]]
+    pairs = list(zip(after, before, strict=True))
+    page = tmp_path / "report.html"
+    page.write_text(eval_page("tiny", [summarise("sums", after)], pairs), encoding="utf-8")
+    driver.get_log("browser")
+    driver.get(page.as_uri())
+    assert driver.get_log("browser") == []
+    assert driver.execute_script("return [document.documentElement.dataset.ready, typeof ran]") == [
+        "true", "undefined"
+    ]  # fmt: skip
+    (row,) = driver.find_elements(By.CSS_SELECTOR, "#figures tbody tr")
+    assert row.text.startswith("sums none exact_match 4 0.500 0.150 to 0.850")
+    shown = {"all": 4, "right": 2, "wrong": 2, "unparsed": 1, "fixed": 1, "broken": 1}
+    for value, wanted in shown.items():
+        choose(driver, "items", "Show", value)
+        assert count(driver, "items") == wanted, value
+    assert [x.text for x in driver.find_elements(By.CSS_SELECTOR, "#items del, #items ins")] == [
+        "5", "4"
+    ]  # fmt: skip
 
 
 # Number of colours in a PNG and the mean level of the commonest one.

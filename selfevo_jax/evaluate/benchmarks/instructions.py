@@ -1,14 +1,15 @@
 """Open instructions with a reference answer, marked by ROUGE-L: Self-Instruct, Alpaca-like rows.
 
 Wang et al. 2023, "Self-Instruct" (seed tasks, user-oriented instructions), and the instruction
-set of rasbt/LLMs-from-scratch. CoNaLa (Yin et al. 2018) asks for one line of Python. Judges tell
-more about open answers than ROUGE does: see `evaluate/alpaca_eval.py`.
+set of rasbt/LLMs-from-scratch. CoNaLa (Yin et al. 2018) asks for one line of Python. ROUGE-1,
+ROUGE-2 and BLEU stand beside. Judges tell more about open answers: see `selfevo judge winrate`.
 """
 
 from collections.abc import Callable, Iterator
 
 from selfevo_jax.evaluate.data import Data, Kinds, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, by_gold
+from selfevo_jax.evaluate.readings import likeness
 from selfevo_jax.evaluate.rouge import rouge_l
 from selfevo_jax.judge.checkers import Check
 
@@ -37,6 +38,10 @@ def _check(text: str, gold: str) -> Check:
     return Check(score, score == 1.0, text.strip() or None)
 
 
+def _figures(text: str, row: Row) -> dict[str, float]:
+    return likeness(text, [_gold(row)])
+
+
 def _spec(
     name: str,
     file: str,
@@ -51,7 +56,8 @@ def _spec(
         divide=_question,
         keep=lambda row: bool(row["output"].strip()),
     )
-    return FileSpec(name, data, _question, _gold, by_gold(_check), metric="rougeL")
+    check = by_gold(_check)
+    return FileSpec(name, data, _question, _gold, check, metric="rougeL", figures=_figures)
 
 
 def _snippets(row: Row, place: str) -> Iterator[Row]:

@@ -1,9 +1,9 @@
 """Natural Instructions: any task told in words, marked by ROUGE-L and exact match.
 
 Mishra et al. 2022 and Wang et al. 2022 ("Super-NaturalInstructions"). The wording is that of the
-latter's evaluation: the definition, two positive examples, the input. Every task file below
-natural_instructions/ is read; rows take turns between tasks, so that --limit sees all of them,
-and a quarter of each task is held out, by input.
+latter's evaluation: the definition, two positive examples, the input. ROUGE-1, ROUGE-2 and BLEU
+stand beside. Every task file below natural_instructions/ is read; rows take turns between tasks, so
+that --limit sees all of them, and a quarter of each task is held out, by input.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
 from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, Meta
+from selfevo_jax.evaluate.readings import likeness
 from selfevo_jax.evaluate.rouge import best_rouge_l
 from selfevo_jax.judge.checkers import Check, normalise
 
@@ -49,20 +50,22 @@ def _question(row: Row) -> str:
     return "\n\n".join([*parts, asked])
 
 
-def _score(text: str, outputs: list[str]) -> tuple[float, float]:
-    """(ROUGE-L F, exact match), each the best over the accepted outputs."""
-    exact = normalise(text) in {normalise(output) for output in outputs}
-    return best_rouge_l(text, outputs), float(exact)
+def _exact(text: str, outputs: list[str]) -> float:
+    return float(normalise(text) in {normalise(output) for output in outputs})
+
+
+def _figures(text: str, row: Row) -> dict[str, float]:
+    found = likeness(text.strip(), golds(row))
+    return {"rougeL": found.pop("rougeL"), "exact_match": _exact(text, golds(row)), **found}
 
 
 def _read(text: str, row: Row) -> Reading:
-    rouge, exact = _score(text.strip(), golds(row))
-    return Reading(text.strip() or None, {"rougeL": rouge, "exact_match": exact})
+    return Reading(text.strip() or None, _figures(text, row))
 
 
 def _check(text: str, gold: str, meta: Meta) -> Check:
-    rouge, exact = _score(text.strip(), golds(meta))
-    return Check(rouge, exact == 1.0, text.strip() or None)
+    score = best_rouge_l(text.strip(), golds(meta))
+    return Check(score, _exact(text, golds(meta)) == 1.0, text.strip() or None)
 
 
 DATA = Data(
@@ -82,6 +85,7 @@ SPEC = FileSpec(
     metric="rougeL",
     max_new_tokens=128,
     cluster=lambda row: row["task"],
+    figures=_figures,
 )
 BENCHMARKS = (
     Benchmark(

@@ -1,12 +1,4 @@
-const DATA = JSON.parse(document.getElementById("data").textContent);
 const SUMMARY = DATA.summary, ROUNDS = SUMMARY.rounds, LAST = ROUNDS[ROUNDS.length - 1];
-const MAIN = document.getElementById("main");
-
-function section(id, title, ...content) {
-  MAIN.append(make("section", {id, "aria-labelledby": id + "-title"},
-    make("h2", {id: id + "-title"}, title), ...content));
-  document.getElementById("sections").append(make("li", {}, make("a", {href: "#" + id}, id[0].toUpperCase() + id.slice(1))));
-}
 
 function overview() {
   const task = DATA.headline, gains = SUMMARY.gains[task] || [], gain = gains[gains.length - 1];
@@ -132,7 +124,6 @@ function answers() {
 }
 
 const unpack = (packed) => packed && {text: packed[0], parsed: packed[1], correct: Boolean(packed[2]), tokens: packed[3], score: packed[4]};
-const clip = (value, most = 60) => value === null || value === undefined ? "none" : String(value).slice(0, most).replaceAll("\n", " ");
 
 // How many characters, up to a space, every one of the texts begins with.
 function sharedPrefix(texts) {
@@ -202,20 +193,6 @@ function repeat() {
       : make("p", {class: "note"}, "The run's folder names no command."),
     make("details", {}, make("summary", {}, "Environment"), facts(DATA.environment, "Environment")),
     make("details", {}, make("summary", {}, "Settings"), facts(DATA.settings, "Settings")));
-}
-
-function theme() {
-  const button = document.getElementById("theme"), dark = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  const isDark = () => chosen === null ? dark.matches : chosen;
-  const label = () => { button.replaceChildren(isDark() ? "Light theme" : "Dark theme"); };
-  button.addEventListener("click", () => {
-    chosen = !isDark();
-    document.documentElement.style.colorScheme = chosen ? "dark" : "light";
-    label();
-  });
-  dark.addEventListener("change", label);
-  label();
 }
 
 document.getElementById("run-name").append(visible(DATA.name));

@@ -1,0 +1,91 @@
+"""The page of an evaluation: its figures, and every question with prompt, reply and verdict.
+
+One HTML file made as the page of a run is (see `report/page.py`): no network, nothing that a model
+wrote is ever parsed as HTML. With another evaluation of the same questions, its replies stand
+beside and what became right or wrong can be picked out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from selfevo_jax.evaluate.results import Figure, TaskResult
+from selfevo_jax.evaluate.running import Outcome
+from selfevo_jax.report.page import MAX_CHARACTERS, MAX_ROWS, rendered, shorten
+
+SCRIPTS = ("base.js", "shell.js", "browser.js", "evaluation.js")
+PROMPT = 4_000  # characters of a prompt that are kept: its end is what matters
+NOTE = (
+    "Intervals are 95 %: Wilson's for shares, bootstrap for other scores, by clusters where "
+    "questions share a passage. A reply without a recognisable answer counts as wrong."
+)
+FOOTER = "Made by selfevo eval. Nothing here is loaded from or sent to a network."
+Pair = tuple[Outcome, Outcome | None]  # an outcome, and that of the evaluation to compare with
+
+
+def eval_page(name: str, results: Sequence[TaskResult], pairs: Iterable[Pair]) -> str:
+    """The HTML of an evaluation called `name`; `pairs` are its questions in order."""
+    data = {
+        "name": name,
+        "note": NOTE,
+        "notes": [note for result in results for note in _notes(result)],
+        "figures": [_figure(figure) for result in results for figure in result.figures],
+        "tasks": [result.task for result in results],
+        "items": _items(pairs),
+        "footer": FOOTER,
+    }
+    first = [result.figures[0] for result in results]
+    plain = "; ".join(f"{f.task}: {f.metric} {f.mean:.3f} (n {f.n})" for f in first)
+    return rendered(data, SCRIPTS, plain)
+
+
+def _notes(result: TaskResult) -> list[str]:
+    found = []
+    if result.too_long:
+        found.append(f"{result.task}: {len(result.too_long)} prompts were too long for the model.")
+    if result.cut:
+        found.append(f"{result.task}: {result.cut} replies ended for want of room.")
+    return found
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    return {
+        "task": figure.task, "reading": figure.reading, "metric": figure.metric, "n": figure.n,
+        "mean": figure.mean, "low": figure.interval.low, "high": figure.interval.high,
+        "error": figure.error, "parsed": figure.parsed,
+    }  # fmt: skip
+
+
+def _items(pairs: Iterable[Pair]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    total, room = 0, MAX_CHARACTERS
+    for outcome, other in pairs:
+        total += 1
+        row = {
+            "task": outcome.task,
+            "place": outcome.place,
+            "prompt": outcome.prompt[-PROMPT:],
+            "gold": shorten(outcome.target),
+            "after": _reply(outcome),
+            "before": None if other is None else _reply(other),
+        }
+        room -= 200 + len(row["prompt"]) + len(row["gold"]) + len(row["after"]["text"])
+        if len(rows) < MAX_ROWS and room > 0:
+            rows.append(row)
+    return {"rows": rows, "total": total}
+
+
+def _reply(outcome: Outcome) -> dict[str, Any]:
+    """A question's replies by its first reading and score, as `evaluation.picked` has them."""
+    reading = next(iter(outcome.readings.values()))
+    scores: Mapping[str, float] = reading["scores"]
+    if outcome.logps:
+        told = zip(outcome.replies, outcome.logps, strict=True)
+        text = "\n".join(f"{choice.strip()}: {logp}" for choice, logp in told)
+    else:
+        text = "\n\n---\n\n".join(outcome.replies)
+    return {
+        "text": shorten(text),
+        "parsed": reading["parsed"][0],
+        "right": next(iter(scores.values()), 0.0) == 1.0,
+        "scores": ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()),
+    }
