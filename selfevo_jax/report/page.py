@@ -18,7 +18,8 @@ from typing import Any
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.report.folder import RunFolder
-from selfevo_jax.report.lineage import judges, lineage
+from selfevo_jax.report.judges import judges
+from selfevo_jax.report.lineage import lineage
 from selfevo_jax.report.now import progress
 from selfevo_jax.report.summary import finite, summarise, write_whole
 
@@ -29,7 +30,7 @@ MAX_POINTS = 400  # of a curve in one round
 BINS = 24
 SCRIPTS = ("base.js", "charts.js", "browser.js", "lineage.js", "page.js")
 LIVE_SCRIPTS = ("live.js",)
-SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
+SHOWN = "rounds gains totals cost stages trainings tables gauges accepted".split()  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 
@@ -159,10 +160,11 @@ def _command(run: Mapping[str, Any]) -> str:
 
 
 def _curves(folder: RunFolder) -> tuple[list[dict[str, Any]], str]:
-    """Per trained round its metrics over a step count that runs through all rounds."""
+    """Per training its metrics over a step count that runs through all of them."""
     curves, start, thinned = [], 0, False
-    for number in folder.rounds():
-        rows = list(folder.rows(number, "train", "metrics"))
+    stages = [(number, stage) for number in folder.rounds() for stage in folder.stages(number)]
+    for number, stage in stages:
+        rows = list(folder.rows(number, stage, "metrics"))
         if not rows:
             continue
         values = {}
@@ -175,10 +177,10 @@ def _curves(folder: RunFolder) -> tuple[list[dict[str, Any]], str]:
             if points:
                 values[name] = thin(points)
                 thinned |= len(points) > MAX_POINTS
-        curves.append({"round": number, "start": start, "values": values})
+        curves.append({"round": number, "stage": stage, "start": start, "values": values})
         start += len(rows)
     note = (
-        f"Long curves are shown as means over {MAX_POINTS} stretches of each round."
+        f"Long curves are shown as means over {MAX_POINTS} stretches of each training."
         if thinned
         else ""
     )
@@ -319,15 +321,24 @@ def conversation(messages: Sequence[Mapping[str, str]]) -> str:
 def _pairs(folder: RunFolder) -> dict[str, Any]:
     kept: list[dict[str, Any]] = []
     total, room = 0, MAX_CHARACTERS
-    for number in folder.rounds():
-        for row in folder.rows(number, "pair", needs=("prompt", "chosen", "rejected")):
-            total += 1
-            texts = {
-                "question": shorten(conversation(row["prompt"])),
-                "chosen": shorten(row["chosen"]),
-                "rejected": shorten(row["rejected"]),
-            }
-            room -= 200 + sum(map(len, texts.values()))
-            if len(kept) < MAX_ROWS and room > 0:
-                kept.append({"round": number, **texts})
+    for number, stage, row in _stored_pairs(folder):
+        total += 1
+        texts = {
+            "question": shorten(conversation(row["prompt"])),
+            "chosen": shorten(row["chosen"]),
+            "rejected": shorten(row["rejected"]),
+        }
+        room -= 200 + sum(map(len, texts.values()))
+        if len(kept) < MAX_ROWS and room > 0:
+            kept.append({"round": number, "stage": stage, **texts})
     return {"total": total, "rows": kept}
+
+
+def _stored_pairs(folder: RunFolder) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(round, stage, row) of the preference pairs of all stages that made some."""
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            for row in folder.rows(number, stage):
+                if not {"prompt", "chosen", "rejected"} <= row.keys():
+                    break  # the records of a stage are of one kind
+                yield number, stage, row

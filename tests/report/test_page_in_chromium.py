@@ -88,9 +88,9 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     assert "95 % interval" in lead
     assert "300 held-out questions" in lead
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["Accuracy", "Training", "Answer lengths", "Judges",
-                        "Answers before and after", "Training pairs", "Lineage", "Time and tokens",
-                        "Repeat this run"]  # fmt: skip
+    assert headings == ["Accuracy", "What the method concludes", "Training", "Gauges and decisions",
+                        "Answer lengths", "Judges", "Answers before and after", "Training pairs",
+                        "Lineage", "Compute", "Repeat this run"]  # fmt: skip
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
 
 
@@ -100,7 +100,20 @@ def test_lineage_and_judges_are_shown(shown):
     assert spoken == "Lineage: base; round_01 from base; round_02 from round_01"
     assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
     row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
-    assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 90.0 %" in row
+    assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 66.7 % of 6 90.0 %" in row
+
+
+def test_tables_gauges_and_costs_are_shown(shown):
+    rows = lambda place: [  # noqa: E731
+        row.text for row in shown.find_elements(By.CSS_SELECTOR, f"#{place} tbody tr")
+    ]
+    assert rows("tables")[0] == "base 300 0.300 [0.250, 0.350]"
+    assert "onerror=" in rows("tables")[1] and "U+202E" in rows("tables")[1]
+    assert rows("gauges") == ["round_01 1.25 0.5"] * 2
+    by_stage = {row.split()[0]: row for row in rows("cost")}
+    assert by_stage["round_01/sample"] == "round_01/sample 9.5 s 4,000 600 484"
+    assert by_stage["round_01/train"] == "round_01/train 42.0 s 144 k 3,429 30.0 %"
+    assert [row for row in rows("training")][0].startswith("round 1 60 144 k")
 
 
 # Number of colours in a PNG and the mean level of the commonest one.
