@@ -19,7 +19,7 @@ KILLS = {
     "active:tiny": 7, "combined:both-tiny": 7, "elite:tiny": 7, "meteor:tiny": 7,
     "quickstart:tiny": 8, "refeval:tiny": 7, "reflectevo:tiny": 7,
 }  # fmt: skip
-TIMES = {"timings.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
+TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
 LIMIT = 1800  # seconds that one start of a miniature run may take
 
 

@@ -116,6 +116,30 @@ def test_tables_gauges_and_costs_are_shown(shown):
     assert [row for row in rows("training")][0].startswith("round 1 60 144 k")
 
 
+def changed(page_file, target, change):
+    """A copy of the page with other data in it."""
+    head, rest = page_file.read_text().split('id="data">', 1)
+    text, tail = rest.split("</script>", 1)
+    data = json.loads(text)
+    change(data)
+    target.write_text(f'{head}id="data">{embed_json(data)}</script>{tail}')
+    return target
+
+
+def test_goodput_is_shown_where_a_run_tells_it(driver, page_file, tmp_path):
+    spent = {"steps": 90.0, "compile": 8.0, "again": 2.0, "seconds": 100.0, "share": 0.9}
+    told = changed(
+        page_file, tmp_path / "told.html",
+        lambda data: data["summary"]["rounds"][1].update(goodput=spent),
+    )  # fmt: skip
+    driver.get(told.as_uri())
+    table = driver.find_element(By.CSS_SELECTOR, "#cost [aria-label='Goodput of training']")
+    assert table.text.split("\n") == [
+        "Training Goodput steps compile again", "round 1 90.0 % 1 min 30 s 8.0 s 2.0 s",
+    ]  # fmt: skip
+    assert driver.get_log("browser") == []
+
+
 # Number of colours in a PNG and the mean level of the commonest one.
 PIXELS = """
 const [picture, done] = arguments, image = new Image();
@@ -270,17 +294,15 @@ def test_narrow_screens_do_not_scroll_sideways(shown):
 
 
 def test_a_hundred_thousand_records_stay_quick(driver, page_file, tmp_path):
-    html = page_file.read_text()
-    head, rest = html.split('id="data">', 1)
-    text, tail = rest.split("</script>", 1)
-    data = json.loads(text)
-    row = data["answers"]["rows"][0]
-    data["answers"]["rows"] = [
-        row | {"id": str(i), "question": f"Question {i}: " + "word " * 30} for i in range(100_000)
-    ]
-    data["answers"]["total"] = 250_000
-    big = tmp_path / "big.html"
-    big.write_text(f'{head}id="data">{embed_json(data)}</script>{tail}')
+    def many(data):
+        answers, row = data["answers"], data["answers"]["rows"][0]
+        answers["rows"] = [
+            row | {"id": str(i), "question": f"Question {i}: " + "word " * 30}
+            for i in range(100_000)
+        ]
+        answers["total"] = 250_000
+
+    big = changed(page_file, tmp_path / "big.html", many)
     start = time.monotonic()
     driver.get(big.as_uri())
     until(lambda: driver.execute_script("return document.documentElement.dataset.ready") == "true")

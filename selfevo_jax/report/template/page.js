@@ -213,7 +213,19 @@ function cost() {
     duration(Object.values(r.seconds).reduce((a, b) => a + b, 0)), brief(r.tokens.generated), brief(r.tokens.trained)]);
   section("cost", "Compute", make("p", {class: "note"}, "Tokens read count every request's prompt. Stages that look at held-out questions are marked; they decide nothing. " +
     "MFU is the share of the devices' bf16 peak that useful training tokens took, where that peak is known."),
-  byStage(), make("h3", {}, "Time by round"), table(heads, rows, "Seconds by stage and round"));
+  byStage(), goodput(), make("h3", {}, "Time by round"), table(heads, rows, "Seconds by stage and round"));
+}
+
+// How the seconds of each round's training were spent, where its files tell.
+function goodput() {
+  const told = ROUNDS.filter((r) => r.goodput && r.goodput.share !== undefined);
+  if (!told.length) return null;
+  const parts = Object.keys(told[0].goodput).filter((name) => !["share", "seconds", "hosts"].includes(name));
+  const heads = [{name: "Training"}, ...["Goodput", ...parts].map((name) => ({name, number: true}))];
+  const rows = told.map((r) => [roundName(r.round), percent(r.goodput.share), ...parts.map((name) => duration(r.goodput[name] || 0))]);
+  return make("div", {}, make("h3", {}, "Goodput of training"), make("p", {class: "note"},
+    "The share of a training's time that went into steps which were needed; \u201cagain\u201d are steps repeated after a kill."),
+  table(heads, rows, "Goodput of training"));
 }
 
 function byStage() {
