@@ -225,16 +225,16 @@ def _histogram(number: int, lengths: list[int], width: int, bins: int) -> dict[s
 
 
 def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
-    """One row per held-out question, with its reply in each round."""
-    rounds = folder.rounds()
+    """One row per held-out question, with its reply in each evaluation, of all branches."""
+    sides = list(_evaluations(folder))
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     tasks: dict[str, int] = {}
-    for place, number in enumerate(rounds):
-        for row in folder.rows(number, "evaluate"):
+    for place, (number, stage) in enumerate(sides):
+        for row in folder.rows(number, stage):
             key = (row["task"], row["prompt_id"])
             if key not in rows:
                 task = tasks.setdefault(row["task"], len(tasks))
-                replies = [None] * len(rounds)
+                replies = [None] * len(sides)
                 rows[key] = {
                     "id": row["prompt_id"],
                     "task": task,
@@ -247,10 +247,19 @@ def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     for row in kept:
         row["gold"] = None if row["gold"] is None else shorten(row["gold"])
         row["question"] = shorten(questions.get(row["id"], f"(question {row['id']} is not stored)"))
-    answered = [n for i, n in enumerate(rounds) if any(row["replies"][i] for row in kept)]
+    answered = [i for i in range(len(sides)) if any(row["replies"][i] for row in kept)]
     for row in kept:
-        row["replies"] = [row["replies"][rounds.index(n)] for n in answered]
-    return {"rounds": answered, "tasks": list(tasks), "total": len(rows), "rows": kept}
+        row["replies"] = [row["replies"][i] for i in answered]
+    shown = [{"round": sides[i][0], "stage": sides[i][1]} for i in answered]
+    return {"sides": shown, "tasks": list(tasks), "total": len(rows), "rows": kept}
+
+
+def _evaluations(folder: RunFolder) -> Iterator[tuple[int, str]]:
+    """(round, stage) of every evaluation on held-out questions."""
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            if stage.rpartition(".")[2].startswith("evaluate"):
+                yield number, stage
 
 
 def _reply(row: Mapping[str, Any]) -> list[Any]:

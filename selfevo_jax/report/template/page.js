@@ -119,17 +119,19 @@ function lengths() {
   make("div", {class: "panels small"}, rounds.map((row) => lengthChart(row, edges, tallest))));
 }
 
+const evaluationName = ({round, stage}) => roundName(round) +
+  (stage === "evaluate" ? "" : `, ${stage.replace(/\.evaluate$/, "").replace(/^evaluate_/, "")}`);
 const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right both times", ""], wrong: ["wrong both times", ""]};
 const verdictOf = (before, after) => after.correct ? (before.correct ? "right" : "fixed") : before.correct ? "broken" : "wrong";
 
 function answers() {
-  const {rows, total, tasks, rounds} = DATA.answers;
+  const {rows, total, tasks, sides} = DATA.answers;
   if (!rows.length) return;
-  const options = rounds.map((number) => [number, roundName(number)]);
-  const oneRound = choice("Before", options, () => true, rounds[0]);
-  const twoRound = choice("After", options, () => true, rounds[rounds.length - 1]);
-  const reply = (row, select) => unpack(row.replies[rounds.indexOf(Number(select.input.value))]);
-  const both = (row) => [reply(row, oneRound), reply(row, twoRound)];
+  const options = sides.map((one, i) => [i, evaluationName(one)]);
+  const first = choice("Before", options, () => true, 0);
+  const second = choice("After", options, () => true, sides.length - 1);
+  const reply = (row, select) => unpack(row.replies[Number(select.input.value)]);
+  const both = (row) => [reply(row, first), reply(row, second)];
   const show = choice("Show", [["all", "all"], ["wrong", "wrong after"], ["fixed", "fixed"], ["broken", "broken"],
     ["unchanged", "unchanged verdict"], ["unparsed", "no answer found after"]], (row, value) => {
     const [before, after] = both(row);
@@ -138,7 +140,7 @@ function answers() {
     return value === "all" || verdict === value || (value === "wrong" && !after.correct)
       || (value === "unchanged" && before.correct === after.correct) || (value === "unparsed" && after.parsed === null);
   }, "all");
-  const filters = [show, oneRound, twoRound];
+  const filters = [show, first, second];
   if (tasks.length > 1) filters.splice(1, 0, choice("Task", [["", "all"], ...tasks.map((t, i) => [i, t])],
     (row, value) => value === "" || row.task === Number(value), ""));
   const prefix = sharedPrefix(rows.map((row) => row.question));
@@ -150,7 +152,7 @@ function answers() {
       return {first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip " + verdict[1]}, verdict[0]),
         second: `right answer ${clip(row.gold)} \u00b7 ${clip(before && before.parsed)} \u2192 ${clip(after && after.parsed)}`};
     },
-    detail: (row) => answerDetail(row, ...both(row), [oneRound, twoRound].map((s) => roundName(Number(s.input.value))), tasks),
+    detail: (row) => answerDetail(row, ...both(row), [first, second].map((s) => evaluationName(sides[Number(s.input.value)])), tasks),
   }));
 }
 
