@@ -14,7 +14,7 @@ INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
 WORKERS ?= 2
 PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test test-slow lint types docs format constraints clean install install-test
+.PHONY: help quickstart test test-slow lint types audit coverage docs format constraints clean install install-test
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -34,6 +34,14 @@ lint: install-test  ## check style and formatting
 
 types: install-test  ## check the types of the public modules
 	"$(BIN)/mypy"
+
+audit: install  ## known weaknesses, and licences that the base install must not have
+	@$(INSTALL) audit
+	"$(BIN)/pip-audit" --local --skip-editable --progress-spinner=off
+	"$(BIN)/pip-licenses" --from=mixed --format=markdown --fail-on="$(REFUSED)" --partial-match
+
+coverage: install-test  ## how much of the core its own tests reach
+	$(PYTEST) $(foreach part,$(CORE),--cov=selfevo_jax.$(part) tests/$(part)) --cov-report=term
 
 docs: install-test  ## build the documentation into site/
 	"$(BIN)/mkdocs" build --strict --site-dir site

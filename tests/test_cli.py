@@ -90,6 +90,13 @@ def test_help_loads_no_jax():
         (["sample", "--model=w", "--prompt=a", "--dtype=int4"], "use float32, bfloat16"),
         (["eval", "--model=w", "--tasks=rg:chain_sun", "--out=o"], "did you mean rg:chain_sum"),
         (["env", "--all"], "unknown argument '--all'"),
+        ([], "COMMAND"),
+        (["rum"], "'rum'"),
+        (["import", "f.jsonl"], "required: --format, --out; see selfevo import --help"),
+        (["import", "f", "--format=elit", "--out=o"], "choice: 'elit'"),
+        (["completion", "fish"], "choice: 'fish'"),
+        (["data", "shew"], "see selfevo data --help"),
+        (["sample", "--model=w", "--prompt=a", "--n=x"], "argument --n: invalid int value: 'x'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):

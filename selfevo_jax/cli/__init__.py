@@ -22,6 +22,7 @@ from selfevo_jax.cli import (
     sample,
     serve,
 )
+from selfevo_jax.cli.common import Parser
 from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 from selfevo_jax.parallel.preemption import Preempted
@@ -35,7 +36,7 @@ MISTAKE, INTERRUPTED, PREEMPTED = 2, 130, 143
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="selfevo",
         description="Train language models on what they themselves produce.",
         epilog="example: selfevo run --config=configs/quickstart.py --workdir=runs/quickstart",
@@ -49,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a mistake, 130 when interrupted, 143
     when told to stop by SIGTERM."""
-    arguments, rest = parser().parse_known_args(argv)
     try:
+        arguments, rest = parser().parse_known_args(argv)
         with insistent_interrupts():
             return arguments.act(arguments, rest)
     except UserError as error:

@@ -3,12 +3,20 @@
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from selfevo_jax.errors import UserError
 
 WIDE = 150  # columns of a table where the output is no terminal
 Act = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line like all others, instead of the usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with the message and where to look."""
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def verb(verbs: Any, name: str, act: Act, what: str, example: str) -> argparse.ArgumentParser:

@@ -19,9 +19,14 @@ def source_version(*parts: Any) -> str:
     """A hash of the code of functions, classes or modules, blind to comments and layout."""
     digest = hashlib.sha256()
     for part in parts:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-        digest.update(ast.dump(tree).encode())
+        digest.update(_code(part))
     return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _code(part: Any) -> bytes:
+    """The code without comments and layout; read once, as it does not change while we run."""
+    return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(part)))).encode()
 
 
 def code_key(function: Any) -> str:

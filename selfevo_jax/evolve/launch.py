@@ -134,7 +134,7 @@ def _execute(
 ) -> None:
     agreed(lambda: _settle(config, workdir, plan, progress))
     about = describe(config, backend) | {"plan": [step.kept() for step in plan.plan]}
-    about["command"] = command
+    about |= {"command": command, "tables": [table.name for table in plan.tables]}
 
     def remember(run: Run, finished: bool = False) -> None:
         if first():

@@ -1,12 +1,15 @@
 """Checkpoints of a fit: what is trained, the optimiser, and where in the data it stands.
 
 Saved in the background, the newest few kept. A checkpoint counts only once it is complete (it is
-renamed into place), so killing the process at any moment leaves the one before. The library behind
-this (orbax) is named in this file alone.
+renamed into place), so killing the process at any moment leaves the one before. Complete ones get
+the checksums of their files (by host 0, when the next is saved or the fit ends), and are compared
+with these before they are read; one that a kill left without them is read as it is. The library
+behind this (orbax) is named in this file alone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.parallel.distributed import agreed, first
+from selfevo_jax.weights.storage import atomic_file, sha256_of_file
+
+SUMS = "sums.json"
 
 
 class Checkpoints:
@@ -41,6 +48,7 @@ class Checkpoints:
 
         Does nothing where that state is saved already (a resumed fit comes by again).
         """
+        self._seal()
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
@@ -51,8 +59,9 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> Any:
         """The state saved after `step` steps, placed and typed as the arrays of `like`.
 
-        Raises `UserError` when it was made with other settings.
+        Raises `UserError` when it was made with other settings, or a file of it is damaged.
         """
+        agreed(lambda: self._verify(step))
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         ).meta
@@ -64,11 +73,35 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until what is being saved is complete."""
         self._manager.wait_until_finished()
+        self._seal()
 
     def close(self) -> None:
         """Waits, and lets go of the folder."""
         self.wait()
         self._manager.close()
+
+    def _seal(self) -> None:
+        """Writes the checksums of complete checkpoints that have none."""
+        for step in self._manager.all_steps() if first() else ():
+            folder = self._folder / str(step)
+            if folder.is_dir() and not (folder / SUMS).exists():
+                files = sorted(path for path in folder.rglob("*") if path.is_file())
+                sums = {str(path.relative_to(folder)): sha256_of_file(path) for path in files}
+                with atomic_file(folder / SUMS) as unfinished:
+                    unfinished.write_text(json.dumps(sums))
+
+    def _verify(self, step: int) -> None:
+        folder = self._folder / str(step)
+        if not (folder / SUMS).is_file():
+            return
+        try:
+            sums = json.loads((folder / SUMS).read_bytes())
+        except ValueError as error:
+            raise UserError(_damaged(folder / SUMS, self._folder)) from error
+        for name, expected in sums.items():
+            path = folder / name
+            if not path.is_file() or sha256_of_file(path) != expected:
+                raise UserError(_damaged(path, self._folder))
 
     def _refuse_others(self, saved: Mapping[str, Any]) -> None:
         names = sorted(saved.keys() | self._settings.keys())
@@ -83,6 +116,13 @@ class Checkpoints:
                 + "; ".join(changed)
                 + ". Use the old settings or another folder"
             )
+
+
+def _damaged(path: Path, folder: Path) -> str:
+    return (
+        f"{path} is missing or corrupt: its checksum is another. Restore it, or delete {folder} "
+        "and the fit starts again"
+    )
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -11,9 +11,10 @@ TOKENS = ("generated_tokens", "read_tokens", "trained_tokens")
 def stage_costs(folder: RunFolder, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for every stage that has a folder, in the order of the plan.
 
-    {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "seconds"}, over
-    all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring`
-    stages look at the test split and decide nothing.
+    {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "seconds", "mfu"},
+    over all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring`
+    stages look at the test split and decide nothing. `mfu` is the mean over the seconds of those
+    steps that noted one, None where the device's peak is not known.
     """
     plan = {step["stage"]: step for step in run.get("plan", [])}
     order = {name: place for place, name in enumerate(plan)}
@@ -38,7 +39,14 @@ def _stage(
         "read_tokens": sum(int(line.get("read_tokens", 0)) for line in lines),
         "trained_tokens": sum(int(step.get("tokens", 0)) for step in steps),
         "seconds": round(sum(float(line.get("seconds", 0.0)) for line in lines), 3),
+        "mfu": _mfu(lines),
     }
+
+
+def _mfu(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    noted = [(line["mfu"], line["seconds"]) for line in lines if "mfu" in line]
+    seconds = sum(spent for _, spent in noted)
+    return sum(share * spent for share, spent in noted) / seconds if seconds else None
 
 
 def total_cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

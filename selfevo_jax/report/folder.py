@@ -82,9 +82,8 @@ class RunFolder:
         return sum(float(row.get("seconds", 0.0)) for row in rows)
 
     def _round(self, number: int) -> Path:
-        return next(
-            p for p in self.path.glob("round_*") if p.name[6:] in (f"{number:02d}", str(number))
-        )
+        padded, bare = self.path / f"round_{number:02d}", self.path / f"round_{number}"
+        return bare if bare.is_dir() else padded
 
 
 STAGE_ORDER = ("prompts", "sample", "judge", "reflect", "check", "pair", "train", "evaluate")

@@ -1,13 +1,10 @@
-"""Where each policy of a run came from, and how its judges behaved."""
+"""Where each policy of a run came from."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.judge.aggregate import Rate
-from selfevo_jax.judge.health import health
-from selfevo_jax.judge.pairwise import Comparison
-from selfevo_jax.report.folder import RunFolder, read_document
+from selfevo_jax.report.folder import read_document
 
 
 def lineage(workdir: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -48,38 +45,3 @@ def _ancestors(name: str, kept: Mapping[str, Mapping[str, Any]]) -> Iterator[str
         name = parent
         seen.add(name)
         yield name
-
-
-def judges(folder: RunFolder) -> list[dict[str, Any]]:
-    """The conduct of the judge of every pairwise stage: (hits, n) of each of `RATES`."""
-    return [
-        {"round": number, "stage": stage} | _conduct(folder, number, stage)
-        for number in folder.rounds()
-        for stage in folder.stages(number)
-        if _judged(folder, number, stage)
-    ]
-
-
-def _judged(folder: RunFolder, number: int, stage: str) -> bool:
-    first = next(folder.rows(number, stage), {})
-    return {"ballots", "p_first", "verdict"} <= first.keys()
-
-
-def _conduct(folder: RunFolder, number: int, stage: str) -> dict[str, Any]:
-    found = [Comparison.from_json(row, stage) for row in folder.rows(number, stage)]
-    seen = health(found)
-    return {
-        "judge": found[0].judge,
-        "protocol": found[0].protocol,
-        "contests": seen.contests,
-        "mass": seen.mass,
-        "reasons": dict(seen.reasons),
-        **{name: _counts(getattr(seen, name)) for name in RATES},
-    }
-
-
-RATES = ("failures", "ties", "flips", "shown_first")
-
-
-def _counts(rate: Rate) -> tuple[int, int]:
-    return rate.hits, rate.n

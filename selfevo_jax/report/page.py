@@ -18,7 +18,8 @@ from typing import Any
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.report.folder import RunFolder
-from selfevo_jax.report.lineage import judges, lineage
+from selfevo_jax.report.judges import judges
+from selfevo_jax.report.lineage import lineage
 from selfevo_jax.report.now import progress
 from selfevo_jax.report.summary import finite, summarise, write_whole
 
@@ -29,7 +30,7 @@ MAX_POINTS = 400  # of a curve in one round
 BINS = 24
 SCRIPTS = ("base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "page.js")
 LIVE_SCRIPTS = ("live.js",)
-SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
+SHOWN = "rounds gains totals cost stages trainings tables gauges accepted".split()  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 
@@ -167,10 +168,11 @@ def _command(run: Mapping[str, Any]) -> str:
 
 
 def _curves(folder: RunFolder) -> tuple[list[dict[str, Any]], str]:
-    """Per trained round its metrics over a step count that runs through all rounds."""
+    """Per training its metrics over a step count that runs through all of them."""
     curves, start, thinned = [], 0, False
-    for number in folder.rounds():
-        rows = list(folder.rows(number, "train", "metrics"))
+    stages = [(number, stage) for number in folder.rounds() for stage in folder.stages(number)]
+    for number, stage in stages:
+        rows = list(folder.rows(number, stage, "metrics"))
         if not rows:
             continue
         values = {}
@@ -183,10 +185,10 @@ def _curves(folder: RunFolder) -> tuple[list[dict[str, Any]], str]:
             if points:
                 values[name] = thin(points)
                 thinned |= len(points) > MAX_POINTS
-        curves.append({"round": number, "start": start, "values": values})
+        curves.append({"round": number, "stage": stage, "start": start, "values": values})
         start += len(rows)
     note = (
-        f"Long curves are shown as means over {MAX_POINTS} stretches of each round."
+        f"Long curves are shown as means over {MAX_POINTS} stretches of each training."
         if thinned
         else ""
     )
@@ -231,16 +233,16 @@ def _histogram(number: int, lengths: list[int], width: int, bins: int) -> dict[s
 
 
 def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
-    """One row per held-out question, with its reply in each round."""
-    rounds = folder.rounds()
+    """One row per held-out question, with its reply in each evaluation, of all branches."""
+    sides = list(_evaluations(folder))
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     tasks: dict[str, int] = {}
-    for place, number in enumerate(rounds):
-        for row in folder.rows(number, "evaluate"):
+    for place, (number, stage) in enumerate(sides):
+        for row in folder.rows(number, stage):
             key = (row["task"], row["prompt_id"])
             if key not in rows:
                 task = tasks.setdefault(row["task"], len(tasks))
-                replies = [None] * len(rounds)
+                replies = [None] * len(sides)
                 rows[key] = {
                     "id": row["prompt_id"],
                     "task": task,
@@ -253,10 +255,19 @@ def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     for row in kept:
         row["gold"] = None if row["gold"] is None else shorten(row["gold"])
         row["question"] = shorten(questions.get(row["id"], f"(question {row['id']} is not stored)"))
-    answered = [n for i, n in enumerate(rounds) if any(row["replies"][i] for row in kept)]
+    answered = [i for i in range(len(sides)) if any(row["replies"][i] for row in kept)]
     for row in kept:
-        row["replies"] = [row["replies"][rounds.index(n)] for n in answered]
-    return {"rounds": answered, "tasks": list(tasks), "total": len(rows), "rows": kept}
+        row["replies"] = [row["replies"][i] for i in answered]
+    shown = [{"round": sides[i][0], "stage": sides[i][1]} for i in answered]
+    return {"sides": shown, "tasks": list(tasks), "total": len(rows), "rows": kept}
+
+
+def _evaluations(folder: RunFolder) -> Iterator[tuple[int, str]]:
+    """(round, stage) of every evaluation on held-out questions."""
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            if stage.rpartition(".")[2].startswith("evaluate"):
+                yield number, stage
 
 
 def _reply(row: Mapping[str, Any]) -> list[Any]:
@@ -327,15 +338,24 @@ def conversation(messages: Sequence[Mapping[str, str]]) -> str:
 def _pairs(folder: RunFolder) -> dict[str, Any]:
     kept: list[dict[str, Any]] = []
     total, room = 0, MAX_CHARACTERS
-    for number in folder.rounds():
-        for row in folder.rows(number, "pair", needs=("prompt", "chosen", "rejected")):
-            total += 1
-            texts = {
-                "question": shorten(conversation(row["prompt"])),
-                "chosen": shorten(row["chosen"]),
-                "rejected": shorten(row["rejected"]),
-            }
-            room -= 200 + sum(map(len, texts.values()))
-            if len(kept) < MAX_ROWS and room > 0:
-                kept.append({"round": number, **texts})
+    for number, stage, row in _stored_pairs(folder):
+        total += 1
+        texts = {
+            "question": shorten(conversation(row["prompt"])),
+            "chosen": shorten(row["chosen"]),
+            "rejected": shorten(row["rejected"]),
+        }
+        room -= 200 + sum(map(len, texts.values()))
+        if len(kept) < MAX_ROWS and room > 0:
+            kept.append({"round": number, "stage": stage, **texts})
     return {"total": total, "rows": kept}
+
+
+def _stored_pairs(folder: RunFolder) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(round, stage, row) of the preference pairs of all stages that made some."""
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            for row in folder.rows(number, stage):
+                if not {"prompt", "chosen", "rejected"} <= row.keys():
+                    break  # the records of a stage are of one kind
+                yield number, stage, row

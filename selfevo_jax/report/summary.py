@@ -6,7 +6,7 @@ A pure function of the files in the workdir; `summary.json` holds it.
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
     gain over round 0 on the items that both rounds answered, its paired 95 % interval, exact
     McNemar p, and how many answers were fixed and broken. `stages` and `cost`: see `costs`.
     `gauges` and `accepted`: one row for every trained policy that was gauged or decided on.
+    `trainings`: one row for every stage that trains. `tables`: what the method concludes.
     Raises UserError for a damaged file.
     """
     folder = RunFolder(workdir)
@@ -40,6 +41,8 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
         "cost": total_cost(stages),
         "gauges": _concluded(folder, "gauge"),
         "accepted": _concluded(folder, "accept"),
+        "trainings": list(_trainings(folder)),
+        "tables": [{"name": name, "rows": _table(folder, name)} for name in run.get("tables", [])],
         "rounds": rounds,
         "gains": _gains(answers),
         "totals": _totals(rounds),
@@ -73,6 +76,19 @@ def _concluded(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
         if stage.rpartition(".")[2] == kind
         for row in folder.rows(number, stage, needs=("values",))
     ]
+
+
+def _trainings(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            if seen := _training(folder.rows(number, stage, "metrics")):
+                yield {"round": number, "stage": stage, **seen}
+
+
+def _table(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    number, _, stage = name.partition("/")
+    rows = folder.rows(int(number.removeprefix("round_")), stage, needs=("values",))
+    return [row["values"] for row in rows]
 
 
 def _answers(folder: RunFolder, number: int) -> dict[str, dict[str, Row]]:

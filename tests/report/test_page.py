@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,8 @@ def test_the_policy_names_exactly_the_page_s_own_script_and_style(run_folder):
 
 def test_what_is_embedded(run_folder):
     data = embedded(page.build_page(run_folder))
-    assert data["answers"]["rounds"] == [0, 1, 2]
+    sides = data["answers"]["sides"]
+    assert sides == [{"round": number, "stage": "evaluate"} for number in (0, 1, 2)]
     assert data["answers"]["total"] == len(data["answers"]["rows"]) == 300
     row = data["answers"]["rows"][1]
     assert row["question"].startswith("State the final answer")  # made again from the task
@@ -60,6 +62,18 @@ def test_what_is_embedded(run_folder):
         assert sum(histogram["counts"]) == histogram["n"] == 300
     assert ["versions.jax", "0.10.2"] in data["environment"]
     assert data["command"].startswith("selfevo run --config=")
+
+
+def test_stages_of_every_branch_are_embedded(run_folder, tmp_path):
+    """A method with several lines, such as active selection, has no plain train or evaluate."""
+    copy = shutil.copytree(run_folder, tmp_path / "run")
+    for name in ("train", "pair", "evaluate"):
+        (copy / "round_02" / name).rename(copy / "round_02" / f"random-1.{name}")
+    data = embedded(page.build_page(copy))
+    assert [side["stage"] for side in data["answers"]["sides"]][2] == "random-1.evaluate"
+    assert [curve["stage"] for curve in data["curves"]] == ["train", "random-1.train"]
+    assert {row["stage"] for row in data["pairs"]["rows"]} == {"pair", "random-1.pair"}
+    assert [row["stage"] for row in data["summary"]["trainings"]] == ["train", "random-1.train"]
 
 
 def test_an_unfinished_run_says_so(run_folder):

@@ -91,9 +91,9 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     assert "95 % interval" in lead
     assert "300 held-out questions" in lead
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["Accuracy", "Training", "Answer lengths", "Judges",
-                        "Answers before and after", "Training pairs", "Lineage", "Time and tokens",
-                        "Repeat this run"]  # fmt: skip
+    assert headings == ["Accuracy", "What the method concludes", "Training", "Gauges and decisions",
+                        "Answer lengths", "Judges", "Answers before and after", "Training pairs",
+                        "Lineage", "Compute", "Repeat this run"]  # fmt: skip
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
 
 
@@ -103,7 +103,44 @@ def test_lineage_and_judges_are_shown(shown):
     assert spoken == "Lineage: base; round_01 from base; round_02 from round_01"
     assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
     row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
-    assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 90.0 %" in row
+    assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 66.7 % of 6 90.0 %" in row
+
+
+def test_tables_gauges_and_costs_are_shown(shown):
+    rows = lambda place: [  # noqa: E731
+        row.text for row in shown.find_elements(By.CSS_SELECTOR, f"#{place} tbody tr")
+    ]
+    assert rows("tables")[0] == "base 300 0.300 [0.250, 0.350]"
+    assert "onerror=" in rows("tables")[1]
+    assert rows("gauges") == ["round_01 1.25 0.5"] * 2
+    by_stage = {row.split()[0]: row for row in rows("cost")}
+    assert by_stage["round_01/sample"] == "round_01/sample 9.5 s 4,000 600 484"
+    assert by_stage["round_01/train"] == "round_01/train 42.0 s 144 k 3,429 30.0 %"
+    assert [row for row in rows("training")][0].startswith("round 1 60 144 k")
+
+
+def changed(page_file, target, change):
+    """A copy of the page with other data in it."""
+    head, rest = page_file.read_text().split('id="data">', 1)
+    text, tail = rest.split("</script>", 1)
+    data = json.loads(text)
+    change(data)
+    target.write_text(f'{head}id="data">{embed_json(data)}</script>{tail}')
+    return target
+
+
+def test_goodput_is_shown_where_a_run_tells_it(driver, page_file, tmp_path):
+    spent = {"steps": 90.0, "compile": 8.0, "again": 2.0, "seconds": 100.0, "share": 0.9}
+    told = changed(
+        page_file, tmp_path / "told.html",
+        lambda data: data["summary"]["rounds"][1].update(goodput=spent),
+    )  # fmt: skip
+    driver.get(told.as_uri())
+    table = driver.find_element(By.CSS_SELECTOR, "#cost [aria-label='Goodput of training']")
+    assert table.text.split("\n") == [
+        "Training Goodput steps compile again", "round 1 90.0 % 1 min 30 s 8.0 s 2.0 s",
+    ]  # fmt: skip
+    assert driver.get_log("browser") == []
 
 
 def answered(number: int, said: str, right: bool, parsed: str | None = "5") -> Outcome:
@@ -293,17 +330,15 @@ def test_narrow_screens_do_not_scroll_sideways(shown):
 
 
 def test_a_hundred_thousand_records_stay_quick(driver, page_file, tmp_path):
-    html = page_file.read_text()
-    head, rest = html.split('id="data">', 1)
-    text, tail = rest.split("</script>", 1)
-    data = json.loads(text)
-    row = data["answers"]["rows"][0]
-    data["answers"]["rows"] = [
-        row | {"id": str(i), "question": f"Question {i}: " + "word " * 30} for i in range(100_000)
-    ]
-    data["answers"]["total"] = 250_000
-    big = tmp_path / "big.html"
-    big.write_text(f'{head}id="data">{embed_json(data)}</script>{tail}')
+    def many(data):
+        answers, row = data["answers"], data["answers"]["rows"][0]
+        answers["rows"] = [
+            row | {"id": str(i), "question": f"Question {i}: " + "word " * 30}
+            for i in range(100_000)
+        ]
+        answers["total"] = 250_000
+
+    big = changed(page_file, tmp_path / "big.html", many)
     start = time.monotonic()
     driver.get(big.as_uri())
     until(lambda: driver.execute_script("return document.documentElement.dataset.ready") == "true")

@@ -57,6 +57,10 @@ def test_a_whole_run(run_folder):
     gains = summary["gains"]["rg:chain_sum"]
     assert [gain["round"] for gain in gains] == [1, 2]
     assert gains[1]["low"] > 0
+    train = next(row for row in summary["stages"] if row["stage"] == "round_01/train")
+    assert train["mfu"] == pytest.approx(0.3)  # steps of one length, half at 25 % and half at 35 %
+    assert [row["stage"] for row in summary["trainings"]] == ["train", "train"]
+    assert summary["tables"][0]["rows"][0]["policy"] == "base"
     assert summary["run"]["command"].startswith("selfevo run")
 
 

@@ -38,10 +38,11 @@ function judges() {
   if (!DATA.judges.length) return;
   const share = ([hits, n]) => n ? `${percent(hits / n)} of ${whole(n)}` : "";
   const heads = [{name: "Round"}, {name: "Stage"}, {name: "Judge"}, {name: "Protocol"},
-    ...["Contests", "Failed", "Ties", "Orders disagree", "Shown first wins", "On the labels"].map((name) => ({name, number: true}))];
+    ...["Contests", "Failed", "Ties", "Orders disagree", "Shown first wins", "Longer wins", "On the labels"].map((name) => ({name, number: true}))];
   const rows = DATA.judges.map((j) => [roundName(j.round), j.stage, j.judge, j.protocol, whole(j.contests), share(j.failures), share(j.ties),
-    share(j.flips), share(j.shown_first), j.mass === null ? "" : percent(j.mass)]);
+    share(j.flips), share(j.shown_first), share(j.longer), j.mass === null ? "" : percent(j.mass)]);
   section("judges", "Judges", make("p", {class: "note"}, "Each contest is asked in both orders. Where the orders name different outputs, the judge " +
-    "follows the place and not the text; \u201cshown first wins\u201d is 50 % for a judge without such a liking. \u201cOn the labels\u201d is the share of " +
+    "follows the place and not the text; \u201cshown first wins\u201d is 50 % for a judge without such a liking. " +
+    "\u201cLonger wins\u201d is the share of verdicts for the longer of two unequal texts, where the run keeps both. \u201cOn the labels\u201d is the share of " +
     "the probability that the labels had of all that could follow."), table(heads, rows, "Conduct of the judges"));
 }

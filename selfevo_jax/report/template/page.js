@@ -15,14 +15,15 @@ function overview() {
         : make("span", {class: "chip"}, "no gain shown: the interval holds zero"));
   } else if (first) {
     title.append("Accuracy ", percent(first.score), " before training");
-    lead.append(`No trained round has been evaluated yet; ${whole(first.n)} held-out questions of ${task}.`);
+    lead.append(SUMMARY.tables.length ? `${whole(first.n)} held-out questions of ${task}; what the trained policies reached stands in the tables below.`
+      : `No trained round has been evaluated yet; ${whole(first.n)} held-out questions of ${task}.`);
   } else title.append("Nothing has been evaluated yet");
-  const totals = SUMMARY.totals, now = DATA.now;
+  const totals = SUMMARY.totals, spent = SUMMARY.cost, now = DATA.now;
   const far = !now ? null : make("p", {class: "note", id: "now"}, `${whole(now.done)} of ${whole(now.planned)} stages are done` +
     (now.stage ? `; ${now.stage} has ${whole(now.lines)} of ${now.amount}.` : "."));
-  const cards = [["Trained rounds", whole(ROUNDS.filter((r) => r.training.steps).length)], ["Samples", whole(totals.samples)],
-    ["Preference pairs", whole(totals.pairs)], ["Tokens generated", brief(totals.tokens_generated + totals.tokens_evaluated)],
-    ["Tokens trained on", brief(totals.tokens_trained)], ["Time of all stages", duration(totals.seconds)]];
+  const cards = [["Trainings", whole(SUMMARY.trainings.length)], totals.samples ? ["Samples", whole(totals.samples)] : null,
+    DATA.pairs.total ? ["Preference pairs", whole(DATA.pairs.total)] : null, ["Tokens generated", brief(spent.generated_tokens + spent.measuring.generated_tokens)],
+    ["Tokens trained on", brief(spent.trained_tokens)], ["Time of all stages", duration(totals.seconds)]].filter(Boolean);
   MAIN.append(make("section", {id: "overview", "aria-labelledby": "overview-title"},
     make("p", {class: "eyebrow"}, DATA.about.join(" \u00b7 ")), title, lead, far,
     make("dl", {class: "cards"}, cards.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))));
@@ -48,21 +49,43 @@ function accuracy() {
   table(heads, rows, "Accuracy by task and round"));
 }
 
+const trainingName = ({round, stage}) => `round ${round}` + (stage === "train" ? "" : `, ${stage.replace(/\.train$/, "")}`);
+
 function training() {
   const panels = [["Loss", [["loss", "loss"]]], ["Reward margin", [["margin", "margin"]]],
     ["Rewards", [["reward_chosen", "chosen"], ["reward_rejected", "rejected"]]], ["Pairs ranked right", [["accuracy", "share"]]]];
   const figures = panels.map(([title, names]) => {
     const series = names.filter(([key]) => DATA.curves.some((c) => c.values[key]))
       .map(([key, name]) => ({name, rounds: DATA.curves.filter((c) => c.values[key]).map((c) => c.values[key])}));
-    return series.length ? curveChart(title, series, DATA.curves.map((c) => [c.start, "round " + c.round])) : null;
+    return series.length ? curveChart(title, series, DATA.curves.map((c) => [c.start, trainingName(c)])) : null;
   }).filter(Boolean);
   if (!figures.length) return;
-  const heads = [{name: "Round"}, ...["Steps", "Tokens", "First loss", "Last loss", "Last margin", "Samples right"].map((name) => ({name, number: true}))];
-  const rows = ROUNDS.filter((r) => r.training.steps).map((r) => [roundName(r.round), whole(r.training.steps), brief(r.tokens.trained),
-    ...[["loss", "first"], ["loss", "last"], ["margin", "last"]].map(([key, end]) => r.training[key] ? brief(r.training[key][end]) : ""),
-    r.sampled.n ? percent(r.sampled.correct / r.sampled.n) : ""]);
+  const heads = [{name: "Training"}, ...["Steps", "Tokens", "First loss", "Last loss", "Last margin", "Samples right"].map((name) => ({name, number: true}))];
+  const rows = SUMMARY.trainings.map((t) => {
+    const sampled = ROUNDS.find((r) => r.round === t.round).sampled;
+    return [trainingName(t), whole(t.steps), brief(t.tokens),
+      ...[["loss", "first"], ["loss", "last"], ["margin", "last"]].map(([key, end]) => t[key] ? brief(t[key][end]) : ""),
+      t.stage === "train" && sampled.n ? percent(sampled.correct / sampled.n) : ""];
+  });
   section("training", "Training", DATA.curves_note ? make("p", {class: "note"}, DATA.curves_note) : null,
-    make("div", {class: "panels"}, figures), table(heads, rows, "Training by round"));
+    make("div", {class: "panels"}, figures), table(heads, rows, "Trainings"));
+}
+
+// What a method concludes, as it is printed at the end of its run: x_low and x_high stand beside x.
+function tables() {
+  const shown = (row, name) => {
+    const value = row[name], [low, high] = [row[name + "_low"], row[name + "_high"]];
+    const text = (v) => Number.isInteger(v) ? whole(v) : v.toFixed(3).replace("-", MINUS);
+    if (typeof value !== "number") return value === null || value === undefined ? "" : clip(value);
+    return typeof low === "number" && typeof high === "number" ? `${text(value)} [${text(low)}, ${text(high)}]` : text(value);
+  };
+  const one = ({name, rows}) => {
+    const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((key) => !/_(low|high)$/.test(key));
+    const heads = names.map((key) => ({name: key, number: rows.some((row) => typeof row[key] === "number")}));
+    return [make("h3", {}, name), table(heads, rows.map((row) => names.map((key) => shown(row, key))), name)];
+  };
+  const filled = SUMMARY.tables.filter((t) => t.rows.length);
+  if (filled.length) section("tables", "What the method concludes", make("p", {class: "note"}, "Brackets hold 95 % intervals."), filled.flatMap(one));
 }
 
 function gauges() {
@@ -88,17 +111,19 @@ function lengths() {
   make("div", {class: "panels small"}, rounds.map((row) => lengthChart(row, edges, tallest))));
 }
 
+const evaluationName = ({round, stage}) => roundName(round) +
+  (stage === "evaluate" ? "" : `, ${stage.replace(/\.evaluate$/, "").replace(/^evaluate_/, "")}`);
 const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right both times", ""], wrong: ["wrong both times", ""]};
 const verdictOf = (before, after) => after.correct ? (before.correct ? "right" : "fixed") : before.correct ? "broken" : "wrong";
 
 function answers() {
-  const {rows, total, tasks, rounds} = DATA.answers;
+  const {rows, total, tasks, sides} = DATA.answers;
   if (!rows.length) return;
-  const options = rounds.map((number) => [number, roundName(number)]);
-  const oneRound = choice("Before", options, () => true, rounds[0]);
-  const twoRound = choice("After", options, () => true, rounds[rounds.length - 1]);
-  const reply = (row, select) => unpack(row.replies[rounds.indexOf(Number(select.input.value))]);
-  const both = (row) => [reply(row, oneRound), reply(row, twoRound)];
+  const options = sides.map((one, i) => [i, evaluationName(one)]);
+  const first = choice("Before", options, () => true, 0);
+  const second = choice("After", options, () => true, sides.length - 1);
+  const reply = (row, select) => unpack(row.replies[Number(select.input.value)]);
+  const both = (row) => [reply(row, first), reply(row, second)];
   const show = choice("Show", [["all", "all"], ["wrong", "wrong after"], ["fixed", "fixed"], ["broken", "broken"],
     ["unchanged", "unchanged verdict"], ["unparsed", "no answer found after"]], (row, value) => {
     const [before, after] = both(row);
@@ -107,7 +132,7 @@ function answers() {
     return value === "all" || verdict === value || (value === "wrong" && !after.correct)
       || (value === "unchanged" && before.correct === after.correct) || (value === "unparsed" && after.parsed === null);
   }, "all");
-  const filters = [show, oneRound, twoRound];
+  const filters = [show, first, second];
   if (tasks.length > 1) filters.splice(1, 0, choice("Task", [["", "all"], ...tasks.map((t, i) => [i, t])],
     (row, value) => value === "" || row.task === Number(value), ""));
   const prefix = sharedPrefix(rows.map((row) => row.question));
@@ -119,7 +144,7 @@ function answers() {
       return {first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip " + verdict[1]}, verdict[0]),
         second: `right answer ${clip(row.gold)} \u00b7 ${clip(before && before.parsed)} \u2192 ${clip(after && after.parsed)}`};
     },
-    detail: (row) => answerDetail(row, ...both(row), [oneRound, twoRound].map((s) => roundName(Number(s.input.value))), tasks),
+    detail: (row) => answerDetail(row, ...both(row), [first, second].map((s) => evaluationName(sides[Number(s.input.value)])), tasks),
   }));
 }
 
@@ -151,9 +176,10 @@ function facts(reply) {
 function pairs() {
   const {rows, total} = DATA.pairs;
   if (!rows.length) return;
-  const rounds = [...new Set(rows.map((row) => row.round))], prefix = sharedPrefix(rows.map((row) => row.question));
-  const filters = rounds.length < 2 ? [] : [choice("Round", [["", "all"], ...rounds.map((r) => [r, "round " + r])],
-    (row, value) => value === "" || row.round === Number(value), "")];
+  const whence = (row) => `round ${row.round}` + (/^pairs?$/.test(row.stage) ? "" : `, ${row.stage.replace(/\.pairs?$/, "")}`);
+  const places = [...new Set(rows.map(whence))], prefix = sharedPrefix(rows.map((row) => row.question));
+  const filters = places.length < 2 ? [] : [choice("Made in", [["", "all"], ...places.map((place) => [place, place])],
+    (row, value) => value === "" || whence(row) === value, "")];
   filters.push(choice("Show", [["all", "all"], ["longer", "chosen is longer"], ["shorter", "chosen is shorter"]], (row, value) => {
     const gap = row.chosen.length - row.rejected.length;
     return value === "all" || (value === "longer" ? gap > 0 : gap < 0);
@@ -161,7 +187,7 @@ function pairs() {
   section("pairs", "Training pairs", make("p", {class: "note"}, "What the model was trained to prefer, and over what."), browser({
     name: "Pairs", unit: "pairs", rows, total, filters,
     text: (row) => [row.question, row.chosen, row.rejected].join("\n"),
-    label: (row) => ({first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip"}, "round " + row.round),
+    label: (row) => ({first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip"}, whence(row)),
       second: `${clip(row.chosen)} over ${clip(row.rejected)}`}),
     detail: (row) => {
       const runs = wordDifference(row.rejected, row.chosen);
@@ -178,7 +204,35 @@ function cost() {
     ...["All stages", "Tokens sampled", "Tokens trained"].map((name) => ({name, number: true}))];
   const rows = ROUNDS.map((r) => [roundName(r.round), ...used.map((name) => r.seconds[name] ? duration(r.seconds[name]) : ""),
     duration(Object.values(r.seconds).reduce((a, b) => a + b, 0)), brief(r.tokens.generated), brief(r.tokens.trained)]);
-  section("cost", "Time and tokens", table(heads, rows, "Seconds by stage and round"));
+  section("cost", "Compute", make("p", {class: "note"}, "Tokens read count every request's prompt. Stages that look at held-out questions are marked; they decide nothing. " +
+    "MFU is the share of the devices' bf16 peak that useful training tokens took, where that peak is known."),
+  byStage(), goodput(), make("h3", {}, "Time by round"), table(heads, rows, "Seconds by stage and round"));
+}
+
+// How the seconds of each round's training were spent, where its files tell.
+function goodput() {
+  const told = ROUNDS.filter((r) => r.goodput && r.goodput.share !== undefined);
+  if (!told.length) return null;
+  const parts = Object.keys(told[0].goodput).filter((name) => !["share", "seconds", "hosts"].includes(name));
+  const heads = [{name: "Training"}, ...["Goodput", ...parts].map((name) => ({name, number: true}))];
+  const rows = told.map((r) => [roundName(r.round), percent(r.goodput.share), ...parts.map((name) => duration(r.goodput[name] || 0))]);
+  return make("div", {}, make("h3", {}, "Goodput of training"), make("p", {class: "note"},
+    "The share of a training's time that went into steps which were needed; \u201cagain\u201d are steps repeated after a kill."),
+  table(heads, rows, "Goodput of training"));
+}
+
+function byStage() {
+  const stages = SUMMARY.stages, known = stages.some((s) => s.mfu !== null);
+  const heads = [{name: "Stage"}, ...["Time", "Generated", "Read", "Trained on", "Tokens/s"].map((name) => ({name, number: true}))];
+  if (known) heads.push({name: "MFU", number: true});
+  const figures = (row) => {
+    const tokens = [row.generated_tokens, row.read_tokens, row.trained_tokens], all = tokens.reduce((a, b) => a + b, 0);
+    return [duration(row.seconds), ...tokens.map((n) => n ? brief(n) : ""), all && row.seconds ? brief(all / row.seconds) : "",
+      ...(known ? [row.mfu ? percent(row.mfu) : ""] : [])];
+  };
+  const rows = stages.map((s) => [s.stage + (s.measuring ? " (held out)" : ""), ...figures(s)]);
+  rows.push(["The method by itself", ...figures(SUMMARY.cost)], ["Looking at held-out questions", ...figures(SUMMARY.cost.measuring)]);
+  return table(heads, rows, "Compute by stage");
 }
 
 function repeat() {
@@ -199,5 +253,5 @@ document.getElementById("run-name").append(visible(DATA.name));
 document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo run report`;
 document.getElementById("footer").append(visible(DATA.footer));
 theme();
-for (const part of [overview, accuracy, training, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
+for (const part of [overview, accuracy, tables, training, gauges, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
 document.documentElement.dataset.ready = "true";
