@@ -15,7 +15,13 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from selfevo_jax.models import attention
-from selfevo_jax.parallel.mesh import BATCH_AXES
+from selfevo_jax.parallel.mesh import BATCH_AXES, sequence_parts
+
+
+def serves(length: int) -> bool:
+    """Whether the mesh in use spreads rows of this length (not the one token of `init_params`)."""
+    parts = sequence_parts()
+    return parts > 1 and length % parts == 0
 
 
 def attend(

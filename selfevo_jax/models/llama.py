@@ -28,7 +28,7 @@ from selfevo_jax.models.config import (
     ModelConfig,
 )
 from selfevo_jax.models.projection import KERNEL_INIT, LoraSlice, Projection
-from selfevo_jax.parallel.mesh import constrain_batch, sequence_parts
+from selfevo_jax.parallel.mesh import constrain_batch
 from selfevo_jax.parallel.rules import gathered
 
 _ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
@@ -319,7 +319,7 @@ def _window_kinds(config) -> list[int]:
 def _mask(layout: Layout, window: int) -> jax.Array:
     """Who sees whom within rows, in the form that `_weigh` wants."""
     length = layout.segments_bt.shape[1]
-    if splash.serves(length, length) or sequence_parts() > 1:
+    if splash.serves(length, length) or context.serves(length):
         return constrain_batch(visible(layout, layout, window))
     return row_mask(layout, window)
 
@@ -327,7 +327,7 @@ def _mask(layout: Layout, window: int) -> jax.Array:
 def _within_rows(config, mask, query_btnh, key_btkh, value_btkh):
     """Attention among the tokens of a row, as this platform does it best; `mask` from `_mask`."""
     length = query_btnh.shape[1]
-    elsewhere = context.attend if sequence_parts() > 1 else attend
+    elsewhere = context.attend if context.serves(length) else attend
     weigh = splash.attend if splash.serves(length, length) else elsewhere
     mixed_btnh = weigh(
         query_btnh, key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2), mask,
