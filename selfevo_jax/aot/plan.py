@@ -21,7 +21,7 @@ def remedies(case: Case) -> Iterator[tuple[str, Case]]:
     """Cases that need less memory than this one, by increasing cost, with what they change."""
     chips, trains = case.slice.chips, case.step in TRAIN_STEPS
     sizes = tuple(case.on_mesh().shape.values())
-    sharded = (1, chips // sizes[2], sizes[2])
+    sharded = (1, sizes[0] * sizes[1], *sizes[2:])
     if sharded != sizes:
         # Copies of the parameters become shares of them; the batch is split as before.
         case = replace(case, mesh=_mesh(sharded))
@@ -33,11 +33,12 @@ def remedies(case: Case) -> Iterator[tuple[str, Case]]:
     while trains and case.rows // 2 >= least and case.rows % 2 == 0:
         case = replace(case, micro=case.rows // 2)
         yield f"a micro-batch of {case.rows} rows", case
-    for tensor in (2, 4, 8):
-        if _tensor_fits(case, tensor):
-            sizes = (1, chips // tensor, tensor)
-            micro = chips // tensor if trains else None
-            yield f"mesh {_mesh(sizes)}", replace(case, mesh=_mesh(sizes), micro=micro)
+    split = [(1, chips // t, t) for t in (2, 4, 8) if _tensor_fits(case, t)]
+    if trains:
+        split += [(1, chips // s, 1, s) for s in (2, 4, 8) if _sequence_fits(case, s)]
+    for sizes in split:
+        micro = sizes[1] if trains else None
+        yield f"mesh {_mesh(sizes)}", replace(case, mesh=_mesh(sizes), micro=micro)
 
 
 def fitting(case: Case, say: Say = lambda line: None) -> tuple[str, Report] | None:
@@ -106,9 +107,14 @@ def _tensor_fits(case: Case, tensor: int) -> bool:
     return case.slice.chips % tensor == 0 and split % tensor == 0
 
 
+def _sequence_fits(case: Case, sequence: int) -> bool:
+    return case.slice.chips % sequence == 0 and case.seq % sequence == 0
+
+
 def _micro(case: Case, rows: int) -> int | None:
     return rows if case.step in TRAIN_STEPS else None
 
 
 def _mesh(sizes: tuple[int, ...]) -> str:
-    return ",".join(map(str, sizes))
+    """The sizes as a mesh string; a sequence axis of one chip is left out."""
+    return ",".join(map(str, sizes[:3] if sizes[3:] == (1,) else sizes))

@@ -114,6 +114,11 @@ class Case:
                 f"{self.rows} rows cannot be split over data x fsdp = {split} groups of chips: "
                 f"use a multiple of {split}, or another mesh"
             )
+        sequence = mesh.shape["sequence"]
+        if sequence > 1 and self.step not in TRAIN_STEPS:
+            raise UserError(f"mesh {self.mesh}: only training splits rows over a sequence axis")
+        if self.seq % sequence:
+            raise UserError(f"rows of {self.seq} tokens have no {sequence} equal parts")
         return mesh
 
 
@@ -187,7 +192,7 @@ def _train(case: Case, mesh: Mesh) -> list[Program]:
     key = _shape(mesh, P(), (), jax.eval_shape(lambda: jax.random.key(0)).dtype)
     kl = _shape(mesh, P(), (), jnp.float32)
     inputs = (trainable, trainable, frozen, (micro, frozen_sums), denominators, kl, key)
-    chunks = math.ceil(case.seq / DEFAULT_CHUNK)
+    chunks = math.ceil(case.seq / mesh.shape["sequence"] / DEFAULT_CHUNK)
     count = case.batch / case.rows
     return [
         Program("accumulate", steps._accumulate, inputs, {}, count, chip_bytes(state), chunks),

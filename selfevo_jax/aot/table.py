@@ -16,7 +16,6 @@ from typing import Any
 from selfevo_jax.aot.cost import Report, measure
 from selfevo_jax.aot.steps import Case
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.mesh import AXES
 from selfevo_jax.parallel.topologies import topology
 
 GIB = 2**30
@@ -70,7 +69,7 @@ def _cell(model: str, step: str, name: str) -> dict[str, Any]:
 def _mesh(step: str, chips: int) -> str:
     """Training splits everything over all chips; decoding splits layers over up to 4 of them."""
     tensor = min(4, chips) if step == "decode" else 1
-    return ",".join(map(str, dict(zip(AXES, (1, chips // tensor, tensor), strict=True)).values()))
+    return f"1,{chips // tensor},{tensor}"
 
 
 def _facts(report: Report) -> dict[str, Any]:

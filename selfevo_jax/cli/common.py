@@ -41,7 +41,9 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     """How the model is computed."""
     parser.add_argument("--dtype", default="float32", help="float32 | bfloat16 (%(default)s)")
     parser.add_argument("--quant", default="none", help="none | int8 | nf4 base (%(default)s)")
-    parser.add_argument("--mesh", default="1,-1,1", help="data,fsdp,tensor (%(default)s)")
+    parser.add_argument(
+        "--mesh", default="1,-1,1", help="data,fsdp,tensor[,sequence] (%(default)s)"
+    )
     parser.add_argument("--slots", type=int, default=32, help="answers at a time (%(default)s)")
     parser.add_argument(
         "--max-length", type=int, default=1024, help="tokens of prompt and answer (%(default)s)"

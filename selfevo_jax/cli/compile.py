@@ -33,7 +33,9 @@ def add(verbs) -> None:
     )
     parser.add_argument("--topology", help="v5e:4x4, v5e-16, v4-32, v6e-8, ...")
     parser.add_argument("--chips", help="the slice to plan for, such as v5e:16; with --plan")
-    parser.add_argument("--mesh", default="1,-1,1", help="data,fsdp,tensor (%(default)s)")
+    parser.add_argument(
+        "--mesh", default="1,-1,1", help="data,fsdp,tensor[,sequence] (%(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=64, help="rows, all chips (%(default)s)")
     parser.add_argument("--micro", type=int, help="rows at a time (all of the batch)")
     parser.add_argument("--seq", type=int, default=2048, help="tokens of a row (%(default)s)")

@@ -9,7 +9,9 @@ from selfevo_jax.cli.common import nothing_left, verb
 from selfevo_jax.errors import UserError
 
 PREFIX = "--config."
-OPTIONS = ("--config", "--workdir", "--cluster", "--hosts", "--host", "--dry-run", PREFIX)
+OPTIONS = (
+    "--config", "--workdir", "--cluster", "--hosts", "--host", "--profile", "--dry-run", PREFIX
+)  # fmt: skip
 
 
 def add(verbs) -> None:
@@ -29,6 +31,9 @@ def add(verbs) -> None:
     )
     parser.add_argument("--hosts", type=int, help="with --cluster=HOST:PORT: how many there are")
     parser.add_argument("--host", type=int, help="with --cluster=HOST:PORT: which one this is")
+    parser.add_argument(
+        "--profile", type=int, metavar="STEPS", help="trace so many steps of each fit"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
         "--config.KEY",
@@ -41,6 +46,8 @@ def add(verbs) -> None:
 def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs it."""
     overrides, others = split_overrides(rest)
+    if arguments.profile is not None:
+        overrides.append(f"learn.profile_steps={arguments.profile}")
     nothing_left(others, OPTIONS)
     from selfevo_jax.config import load_config, plain
 

@@ -29,7 +29,7 @@ from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.distributed import barrier, first, one_after_another
 from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
-from selfevo_jax.parallel.rules import shardings
+from selfevo_jax.parallel.rules import same_shares, shardings
 from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.http.client import HttpGenerator
@@ -173,8 +173,12 @@ class JaxModel:
     @cached_property
     def training_params(self) -> dict:
         """The base's parameters on `training_mesh`."""
-        alone = self.mesh == self.training_mesh
-        return self.params if alone else self._load(self.training_mesh)
+        if self.mesh == self.training_mesh:
+            return self.params
+        if jax.process_count() > 1:
+            return self._load(self.training_mesh)
+        placed = jax.device_put(self.params, shardings(self.params, self.mesh))
+        return same_shares(placed, self.training_mesh)
 
     def _load(self, mesh: Mesh) -> dict:
         config, dtype = self.files.config, self.compute.dtype

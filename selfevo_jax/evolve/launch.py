@@ -37,7 +37,9 @@ BACKENDS = {
     "jax": "selfevo_jax.evolve.backend:JaxBackend",
     "torch": "selfevo_jax.torch_backend.backend:TorchBackend",
 }
-COUNTS = ("rounds", "n", "per_prompt", "slots")  # settings that are counts, wherever they stand
+EXECUTORS = ("local", "ray")
+# Settings that are counts, wherever they stand.
+COUNTS = ("rounds", "n", "per_prompt", "slots", "actors", "shard")
 
 
 def launch(
@@ -74,11 +76,17 @@ def launch(
 
 
 def open_backend(config: FrozenConfigDict, progress: Progress) -> JaxBackend:
-    """The backend that `config.backend` names. Raises UserError for another name."""
+    """The backend that `config.backend` and `config.executor` name. Raises UserError for others."""
     if config.backend not in BACKENDS:
         raise UserError(f"--config.backend={config.backend}: use {' or '.join(BACKENDS)}")
+    if config.executor not in EXECUTORS:
+        raise UserError(f"--config.executor={config.executor}: use {' or '.join(EXECUTORS)}")
+    if config.executor == "ray" and config.backend != "jax":
+        raise UserError("--config.executor=ray needs --config.backend=jax: its actors run on JAX")
     # Imported by name: torch is no part of the base install, and stands above this package.
-    module, _, name = BACKENDS[config.backend].partition(":")
+    ray = config.executor == "ray"
+    where = "selfevo_jax.evolve.ray_pool:RayBackend" if ray else BACKENDS[config.backend]
+    module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)(config, progress)
 
 

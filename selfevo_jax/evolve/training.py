@@ -21,9 +21,10 @@ class Training:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result, for the stage's key."""
-        fit = dataclasses.asdict(self.fit)
-        del fit["checkpoint_every"], fit["checkpoint_seconds"]
-        return {"objective": dataclasses.asdict(self.objective), "learn": fit}
+        return {
+            "objective": dataclasses.asdict(self.objective),
+            "learn": self.fit.deciding(),
+        }
 
 
 def training_of(

@@ -217,6 +217,7 @@ class Batches:
     row_length   tokens of a row; None chooses the length that wastes least
     ld_alpha     weight of a pair's loss tokens beyond the shorter completion (LD-DPO)
     row_cost     cost of a row of a given length, for choosing it (default: its length)
+    parts        row lengths are multiples of it (the mesh's sequence axis)
     """
 
     def __init__(
@@ -230,15 +231,12 @@ class Batches:
         row_length: int | None = None,
         ld_alpha: float = 1.0,
         row_cost: Callable[[int], float] = float,
+        parts: int = 1,
     ):
         self.packed = [pack_example(example) for example in examples]
         self._ids = [example.id for example in examples]
-        self._batch_size, self._seed, self._ld_alpha, self._row_cost = (
-            batch_size,
-            seed,
-            ld_alpha,
-            row_cost,
-        )
+        self._batch_size, self._seed, self._ld_alpha = batch_size, seed, ld_alpha
+        self._row_cost, self._parts = row_cost, parts
         self._orders: dict[int, np.ndarray] = {}
         self.steps = steps
         length = self._row_length(row_length, rows)
@@ -288,6 +286,11 @@ class Batches:
                 f"learn.row_length is {asked} but example {self._ids[longest]} takes {need} "
                 "tokens: raise it, or leave it to be chosen"
             )
+        if asked % self._parts:
+            raise UserError(
+                f"learn.row_length is {asked}, which the mesh's sequence axis does not split into "
+                f"{self._parts} equal parts: give a multiple of {self._parts}"
+            )
         return asked
 
     def _cheapest_length(self, need: int, rows: int) -> int:
@@ -297,7 +300,8 @@ class Batches:
         most = max(sum(self.packed[index].length for index in batch) for batch in batches)
         exact = {need * factor for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4)}
         exact |= {most / parts for parts in range(1, 9) if need <= most / parts <= 4 * need}
-        candidates = sorted(_round_up(math.ceil(length), 32) for length in exact)
+        unit = math.lcm(32, self._parts)
+        candidates = sorted(_round_up(math.ceil(length), unit) for length in exact)
 
         def cost(length: int) -> float:
             count = sum(_round_up(len(self._groups(batch, length)), rows) for batch in batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,11 +22,13 @@ from jax.sharding import Mesh
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import Batches, MicroBatch
 from selfevo_jax.learn.checkpoints import Checkpoints
+from selfevo_jax.learn.goodput import Goodput, computing
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.joined import Joined, mismatched
 from selfevo_jax.learn.losses import Objective, metric_means
 from selfevo_jax.learn.metrics import MetricsLog
 from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.profile import Profile
 from selfevo_jax.learn.protocol import FitResult, FitSettings
 from selfevo_jax.learn.reference import adapter_hash, tree_hash
 from selfevo_jax.learn.step import Recipe, Steps
@@ -99,8 +102,8 @@ class Fit:
         self.on_step = on_step
         try:
             if done < self.total and not self.course.stopped:
-                self._ask_frozen()
-                with preemption.waiting():
+                with Goodput(self.folder, done, begun, writes=self._writes()) as self.goodput:
+                    self._ask_frozen()
                     state = self._train(done, state, checkpoints)
             trained = self._result(state["trainable"])
         finally:
@@ -120,17 +123,27 @@ class Fit:
         )
 
     def _train(self, done, state, checkpoints):
-        """Steps run ahead of their metrics by one, so that the device never waits for the host;
-        nothing is saved or measured before the metrics up to there are in and finite."""
         if done == 0:
             log.info(
                 "compiling the training step for rows of %d tokens", self.data.batches.shape.length
             )
-        self.clock = self.saved = time.monotonic()
+        traced = Profile(self.folder / "profile", self.settings.profile_steps)
+        with self.goodput.on("steps"), contextlib.closing(traced), preemption.waiting():
+            state = self._loop(done, state, checkpoints, traced)
+        self.goodput.compare_hosts()
+        return state
+
+    def _loop(self, done, state, checkpoints, traced):
+        """Steps run ahead of their metrics by one, so that the device never waits for the host;
+        nothing is saved or measured before the metrics up to there are in and finite."""
+        self.saved = time.monotonic()
         wishes = {"stop": Together(), "save": Together()}
         pending = None
+        self.goodput.begin_steps()
         for step in range(done, self.total):
-            state, sums = self._step(step, state)
+            traced.before_step(state)
+            state, sums = self._step(step, state, before=pending and pending[1])
+            traced.after_step(state)
             if pending:
                 self._report(*pending)
             pending = (step, sums)
@@ -144,23 +157,35 @@ class Fit:
             if self.course.best_step == step + 1:
                 self.best.save(step + 1, state["trainable"])
             if save or self.course.stopped:
-                log.info("saving the state after step %d", step + 1)
-                self.metrics.sync()
-                checkpoints.save(step + 1, state)
-                self.saved = time.monotonic()
+                self._save(step + 1, state, checkpoints)
             if stop:
-                checkpoints.wait()
-                barrier()  # host 0 ends a save for all
-                preemption.heard()
-                raise preemption.Preempted(together=True)
+                self._leave(checkpoints)
             if self.course.stopped:
                 log.info("stopping early: the held-out loss was lowest after step %d",
                          self.course.best_step)  # fmt: skip
                 break
         return state
 
-    def _step(self, step, state):
-        micros = self.data.micro_batches(step)
+    def _save(self, done, state, checkpoints):
+        log.info("saving the state after step %d", done)
+        with self.goodput.on("checkpoint"):
+            self.metrics.sync()
+            checkpoints.save(done, state)
+        self.goodput.write()
+        self.saved = time.monotonic()
+
+    def _leave(self, checkpoints):
+        """This run was told to stop, and all hosts have come to the same step."""
+        with self.goodput.on("checkpoint"):
+            checkpoints.wait()
+            barrier()  # host 0 ends a save for all
+        preemption.heard()
+        raise preemption.Preempted(together=True)
+
+    def _step(self, step, state, before):
+        """`before`: the sums of the step before, which may still be computed."""
+        with self.goodput.on("steps" if computing(before) else "data"):
+            micros = self.data.micro_batches(step)
         trainable, frozen = state["trainable"], self._untrained()
         kl = np.float32(0)
         if self.others:
@@ -175,12 +200,14 @@ class Fit:
 
     def _report(self, step, sums, measured=None):
         """Fetches a step's metrics, refuses what is not finite, and writes them down."""
-        row = self._row(step, jax.device_get(sums)) | (measured or {})
+        with self.goodput.waiting():
+            sums = jax.device_get(sums)
+        row = self._row(step, sums) | (measured or {})
         self._refuse_non_finite(step, row)
         if step == 0:
             self._assert_start_is_reference(row)
         self.course.add(row)
-        self.clock, seconds = time.monotonic(), time.monotonic() - self.clock
+        seconds = self.goodput.step()
         speed = {"tokens_per_second": row["tokens"] / seconds}
         share = mfu(self._flops(step), seconds, self.base.mesh.devices.ravel().tolist())
         if share is not None:
@@ -219,8 +246,10 @@ class Fit:
 
     def _measure(self, trainable) -> dict[str, float]:
         """Metrics of the held-out examples, dropout off, named eval_..."""
-        sums = self.steps.evaluate(trainable, self._untrained(), self.held.micro_batches(0))
-        means = metric_means({name: float(value) for name, value in jax.device_get(sums).items()})
+        with self.goodput.on("measure"):
+            held = self.held.micro_batches(0)
+            sums = jax.device_get(self.steps.evaluate(trainable, self._untrained(), held))
+        means = metric_means({name: float(value) for name, value in sums.items()})
         return {f"eval_{name}": value for name, value in means.items()}
 
     def _result(self, last):
@@ -252,6 +281,7 @@ class Fit:
             row_length=settings.row_length,
             ld_alpha=self.objective.ld_alpha,
             row_cost=row_cost,
+            parts=self.base.mesh.shape["sequence"],
         )
         return Joined(examples, batches)
 
@@ -300,8 +330,6 @@ class Fit:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be the same fit."""
-        settings = dataclasses.asdict(self.settings)
-        del settings["checkpoint_every"], settings["checkpoint_seconds"]
         hashes = self.data.hashes + (self.held.hashes if self.held else [])
         data = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         return {
@@ -315,7 +343,7 @@ class Fit:
                 f"objective.{name}": value
                 for name, value in dataclasses.asdict(self.objective).items()
             },
-            **{f"learn.{name}": value for name, value in settings.items()},
+            **{f"learn.{name}": value for name, value in self.settings.deciding().items()},
         }
 
     def _ask_frozen(self) -> None:
@@ -330,8 +358,9 @@ class Fit:
         for name in (name for name in needed if needed[name]):
             policy = self.policies[name]
             key = (base.hash, adapter_hash(policy), base.tokenizer_hash, dtype, weighting)
-            for joined in filter(None, (self.data, self.held, self.others)):
-                joined.add_policy(name, policy, base.params, self.steps, self.store, key)
+            with self.goodput.on("reference"):
+                for joined in filter(None, (self.data, self.held, self.others)):
+                    joined.add_policy(name, policy, base.params, self.steps, self.store, key)
 
     def _refuse_non_finite(self, step: int, row: Mapping[str, Any]) -> None:
         if math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]):

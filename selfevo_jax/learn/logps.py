@@ -20,6 +20,7 @@ from selfevo_jax.models.attention import Layout
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import forward, logits
 from selfevo_jax.models.lora import Adapter
+from selfevo_jax.parallel.mesh import constrain_parts, sequence_parts
 
 DEFAULT_CHUNK = 128
 
@@ -70,10 +71,10 @@ def target_logps(
 ) -> jax.Array:
     """log softmax(head(hidden))[target], float32 [b, m]; where `listed_bm` is False the value is
     finite and meaningless. At most [b, chunk, vocab] logits exist at a time."""
-    width = targets_bm.shape[1]
-    padding = -width % chunk
-    hidden_bmd = jnp.pad(hidden_bmd, ((0, 0), (0, padding), (0, 0)))
-    targets_bm, listed_bm = (jnp.pad(x, ((0, 0), (0, padding))) for x in (targets_bm, listed_bm))
+    shape = targets_bm.shape
+    hidden_bmd, targets_bm, listed_bm = (
+        _in_parts(x, chunk) for x in (hidden_bmd, targets_bm, listed_bm)
+    )
     head = {name: params[name] for name in ("embed_tokens", "lm_head") if name in params}
     if train_head:
         logps_bm = _trained(config, chunk, head, hidden_bmd, targets_bm)
@@ -81,7 +82,18 @@ def target_logps(
         logps_bm = _frozen(
             config, chunk, jax.lax.stop_gradient(head), hidden_bmd, targets_bm, listed_bm
         )
-    return logps_bm[:, :width]
+    return logps_bm.reshape(shape[0], -1)[:, : shape[1]]
+
+
+def _in_parts(x_bm, chunk):
+    """Rows filled up to whole chunks. Where a row is spread over chips, each part of it becomes a
+    row of its own, so that these chips share the work of the head."""
+    parts, rows = sequence_parts(), x_bm.shape[0]
+    end = -x_bm.shape[1] % (chunk * parts)
+    x_bm = jnp.pad(x_bm, ((0, 0), (0, end), *((0, 0),) * (x_bm.ndim - 2)))
+    if parts == 1:
+        return x_bm
+    return constrain_parts(x_bm.reshape(rows * parts, -1, *x_bm.shape[2:]))
 
 
 def _chunk_logps(config, head, hidden_bcd, targets_bc):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from selfevo_jax.learn.batches import steps_per_epoch
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.models.lora import Adapter, LoraConfig
 from selfevo_jax.text.render import TokenExample
+
+_WATCHING = ("checkpoint_every", "checkpoint_seconds", "profile_steps")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class FitSettings:
     lora             the adapter's shape; None trains all parameters
     checkpoint_every steps between checkpoints (the last step is always saved)
     checkpoint_seconds  and the most seconds between them
+    profile_steps    steps of which a trace is kept, from the second on (0: none)
     optimizer        adamw | adafactor | lion
     eval_share       share of the prompts that is held out and only measured (0: none); all
                      examples of a prompt go to one side
@@ -49,6 +53,7 @@ class FitSettings:
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     checkpoint_every: int = 50
     checkpoint_seconds: float = 600.0
+    profile_steps: int = 0
     optimizer: str = "adamw"
     eval_share: float = 0.0
     eval_every: int = 50
@@ -63,6 +68,8 @@ class FitSettings:
             raise UserError(
                 f"learn.steps is {self.steps}: it must be at least 1, or None to use epochs"
             )
+        if self.profile_steps < 0:
+            raise UserError(f"learn.profile_steps is {self.profile_steps}: 0 or more")
         if not 0 <= self.eval_share < 1:
             raise UserError(f"learn.eval_share is {self.eval_share}: it is a share, below 1")
         if self.keep not in ("last", "best"):
@@ -71,6 +78,12 @@ class FitSettings:
             raise UserError(f"learn.patience is {self.patience}: at least 1, or None for never")
         if not self.eval_share and (self.keep == "best" or self.patience is not None):
             raise UserError("learn.keep=best and learn.patience need learn.eval_share above 0")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what a fit gives, as plain values."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in _WATCHING
+        }
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps of a fit to that many examples."""

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfevo_jax.models import splash
+from selfevo_jax.models import context, splash
 from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, row_mask, visible
 from selfevo_jax.models.cache import Cache, attend_cached, stored
 from selfevo_jax.models.config import (
@@ -319,15 +319,16 @@ def _window_kinds(config) -> list[int]:
 def _mask(layout: Layout, window: int) -> jax.Array:
     """Who sees whom within rows, in the form that `_weigh` wants."""
     length = layout.segments_bt.shape[1]
-    if splash.serves(length, length):
-        return visible(layout, layout, window)
+    if splash.serves(length, length) or context.serves(length):
+        return constrain_batch(visible(layout, layout, window))
     return row_mask(layout, window)
 
 
 def _within_rows(config, mask, query_btnh, key_btkh, value_btkh):
     """Attention among the tokens of a row, as this platform does it best; `mask` from `_mask`."""
     length = query_btnh.shape[1]
-    weigh = splash.attend if splash.serves(length, length) else attend
+    elsewhere = context.attend if context.serves(length) else attend
+    weigh = splash.attend if splash.serves(length, length) else elsewhere
     mixed_btnh = weigh(
         query_btnh, key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2), mask,
         scale=config.scale, softcap=config.attn_softcap,

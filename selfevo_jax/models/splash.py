@@ -6,8 +6,8 @@ sliding windows all hold exactly. Blocks of the mask in which nobody sees anybod
 a packed row costs about what its examples would cost apart. Its backward pass keeps the output
 and one number a query.
 
-A kernel is opaque to the compiler's partitioner, hence `shard_map`: rows are split over the
-batch axes and heads over `tensor`, and nothing is exchanged.
+A kernel is opaque to the compiler's partitioner, hence `models.context`: every chip has its rows,
+its heads and its queries.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-from jax.sharding import PartitionSpec as P
 
 from selfevo_jax.models.config import KEPT
-from selfevo_jax.parallel.mesh import BATCH_AXES
+from selfevo_jax.models.context import on_each_chip
 
 LANE = 128  # block sizes are multiples of it
 _BLOCKS = (512, 256, 128)
@@ -48,22 +47,26 @@ def attend(
 
     `interpret` runs the kernel off a TPU, slowly, for tests.
     """
-    rows = functools.partial(_rows, scale=scale, softcap=softcap, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return rows(query_btnh, key_bksh, value_bksh, mask_bts)
-    heads = "tensor" if key_bksh.shape[1] % mesh.shape["tensor"] == 0 else None
-    query, key = P(BATCH_AXES, None, heads), P(BATCH_AXES, heads)
-    split = jax.shard_map(
-        rows, in_specs=(query, key, key, P(BATCH_AXES)), out_specs=query, check_vma=False
-    )
-    return split(query_btnh, key_bksh, value_bksh, mask_bts)
+    # The kernel divides by zero for a query without keys; every real token sees itself anyway.
+    mask_bts = mask_bts | jnp.eye(mask_bts.shape[1], dtype=bool)
+    rows = functools.partial(attend_part, scale=scale, softcap=softcap, interpret=interpret)
+    return on_each_chip(rows, query_btnh, key_bksh, value_bksh, mask_bts)
 
 
-def _rows(query_btnh, key_bksh, value_bksh, mask_bts, *, scale, softcap, interpret):
-    length = mask_bts.shape[1]
-    end = -length % LANE
-    sizes = _block_sizes(length + end)
+def attend_part(
+    query_btnh: jax.Array,
+    key_bksh: jax.Array,
+    value_bksh: jax.Array,
+    mask_bts: jax.Array,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attend` on one chip, for some of the queries, each of which must see a key."""
+    queries, keys = mask_bts.shape[1:]
+    query_end, key_end = -queries % LANE, -keys % LANE
+    sizes = _block_sizes(queries + query_end, keys + key_end)
 
     def row(inputs):
         query_nth, key_ksh, value_ksh, mask_ts = inputs
@@ -77,13 +80,15 @@ def _rows(query_btnh, key_bksh, value_bksh, mask_bts, *, scale, softcap, interpr
     scaled_btnh = (query_btnh.astype(jnp.float32) * scale).astype(query_btnh.dtype)
     rows = [
         jnp.pad(x, ((0, 0), (0, 0), (0, end), (0, 0)))
-        for x in (scaled_btnh.swapaxes(1, 2), key_bksh, value_bksh)
-    ]
-    # The kernel divides by zero for a query without keys; every real token sees itself anyway.
-    mask_bts = jnp.pad(mask_bts, ((0, 0), (0, end), (0, end))) | jnp.eye(length + end, dtype=bool)
+        for x, end in (
+            (scaled_btnh.swapaxes(1, 2), query_end), (key_bksh, key_end), (value_bksh, key_end)
+        )
+    ]  # fmt: skip
+    mask_bts = jnp.pad(mask_bts, ((0, 0), (0, 0), (0, key_end)))
+    mask_bts = jnp.pad(mask_bts, ((0, 0), (0, query_end), (0, 0)), mode="edge")
     # One row at a time: the mask steers the kernel's fetches, which differ from row to row.
     mixed_bnth = jax.lax.map(row, (*rows, mask_bts))
-    return mixed_bnth[:, :, :length].swapaxes(1, 2)
+    return mixed_bnth[:, :, :queries].swapaxes(1, 2)
 
 
 def _static(kernel: kernels.SplashAttentionKernel) -> kernels.SplashAttentionKernel:
@@ -97,12 +102,12 @@ def _static(kernel: kernels.SplashAttentionKernel) -> kernels.SplashAttentionKer
     return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
 
 
-def _block_sizes(length: int) -> kernels.BlockSizes:
-    size = next(size for size in _BLOCKS if length % size == 0)
+def _block_sizes(queries: int, keys: int) -> kernels.BlockSizes:
+    q, kv = (next(size for size in _BLOCKS if length % size == 0) for length in (queries, keys))
     return kernels.BlockSizes(
-        block_q=size, block_kv=size, block_kv_compute=size,
-        block_q_dkv=size, block_kv_dkv=size, block_kv_dkv_compute=size,
-        block_q_dq=size, block_kv_dq=size,
+        block_q=q, block_kv=kv, block_kv_compute=kv,
+        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
+        block_q_dq=q, block_kv_dq=kv,
     )  # fmt: skip
 
 

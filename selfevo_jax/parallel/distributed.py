@@ -189,14 +189,19 @@ def agreed(make: Callable[[], T]) -> T:
     return answer["value"]
 
 
+def told_by_all(value: Any) -> list[Any]:
+    """What every host says (JSON values), in the order of the hosts; on every host."""
+    if jax.process_count() == 1:
+        return [value]
+    number = next(_numbers)
+    _tell(f"said/{number}/{jax.process_index()}", json.dumps(value))
+    hosts = range(jax.process_count())
+    return [json.loads(_answer(f"said/{number}/{host}")) for host in hosts]
+
+
 def barrier() -> None:
     """Waits until every host is here."""
-    if jax.process_count() == 1:
-        return
-    number = next(_numbers)
-    _tell(f"barrier/{number}/{jax.process_index()}", "")
-    for host in range(jax.process_count()):
-        _answer(f"barrier/{number}/{host}")
+    told_by_all("")
 
 
 def one_after_another(make: Callable[[], T]) -> T:

@@ -5,7 +5,7 @@ projections into a layer's inner width are split `in` over fsdp and `out` over t
 out of it the other way round, so that a layer needs one reduction over `tensor`. LoRA's `a`
 keeps its kernel's input axis and `b` its output axis; the rank is never split. What `tensor`
 leaves whole of an adapter is split over fsdp too: its optimiser state is four times as big, and
-a step gathers it once (`gathered`).
+a step gathers it once (`gathered`). Whatever is split over fsdp is split over `sequence` as well.
 """
 
 from __future__ import annotations
@@ -57,6 +57,19 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def same_shares(tree: Any, mesh: Mesh) -> Any:
+    """Parameters under another mesh of the same chips, by which each of them has the same share
+    (`mesh.local_mesh`): nothing is copied, but for a leaf that is too odd to be split alike."""
+
+    def same(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+        if leaf.sharding.shard_shape(leaf.shape) != where.shard_shape(leaf.shape):
+            return jax.device_put(leaf, where)
+        shards = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, shards)
+
+    return jax.tree.map(same, tree, shardings(tree, mesh))
+
+
 def gathered(tree: Any) -> Any:
     """A small tree whole along `fsdp` on every chip, still split over `tensor`; for use in `jit`.
 
@@ -68,7 +81,7 @@ def gathered(tree: Any) -> Any:
 
     def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         spec = spec_for(path_name(path), leaf.shape, mesh)
-        kept = P(*(_named([axis for axis in _axes(axes) if axis != "fsdp"]) for axes in spec))
+        kept = P(*(_named([axis for axis in _axes(axes) if axis == "tensor"]) for axes in spec))
         return jax.lax.with_sharding_constraint(leaf, kept)
 
     return jax.tree_util.tree_map_with_path(gather, tree)
@@ -77,6 +90,8 @@ def gathered(tree: Any) -> Any:
 def _dividing(axes: Any, size: int, mesh: Mesh) -> Any:
     """The longest beginning of these axes whose product divides `size`."""
     kept = list(_axes(axes))
+    if "fsdp" in kept and mesh.shape["sequence"] > 1:
+        kept.append("sequence")
     while kept and size % math.prod(mesh.shape[axis] for axis in kept):
         kept.pop()
     return _named(kept)

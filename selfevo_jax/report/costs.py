@@ -1,8 +1,11 @@
-"""What every stage of a run cost, in tokens and seconds, to compare methods at equal budget."""
+"""What every stage of a run cost, in tokens and seconds, to compare methods at equal budget, and
+how a training's time was spent."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfevo_jax.learn.goodput import PARTS
 from selfevo_jax.report.folder import RunFolder
 
 TOKENS = ("generated_tokens", "read_tokens", "trained_tokens")
@@ -53,6 +56,32 @@ def total_cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the method cost by itself, and under `measuring` what looking at the test split did."""
     measuring = [row for row in stages if row["measuring"]]
     return _sums([row for row in stages if not row["measuring"]]) | {"measuring": _sums(measuring)}
+
+
+def goodput(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the time of a fit was spent, from the lines of its `goodput.jsonl` over all attempts.
+
+    Seconds by `learn.goodput.PARTS`, of `steps` only those that were not done again after a kill,
+    whose time is under `again`; `seconds` in all and `share`, the useful part of it. `hosts`: step
+    times of each, where there are several. {} without lines.
+    """
+    spent = dict.fromkeys((*PARTS, "again"), 0.0)
+    begun = math.inf  # the first step of the lines after this one
+    for line in reversed(lines):
+        for part in PARTS:
+            spent[part] += line[part]
+        taken = line["last"] - line["first"]
+        repeated = max(line["last"] - max(line["first"], begun), 0)
+        again = line["steps"] * repeated / taken if taken else 0.0
+        spent["steps"], spent["again"] = spent["steps"] - again, spent["again"] + again
+        begun = min(begun, line["first"])
+    seconds = sum(spent.values())
+    if not seconds:
+        return {}
+    hosts = [line["hosts"] for line in lines if "hosts" in line][-1:]
+    found = {part: round(value, 3) for part, value in spent.items()}
+    found |= {"seconds": round(seconds, 3), "share": round(spent["steps"] / seconds, 4)}
+    return found | ({"hosts": hosts[0]} if hosts else {})
 
 
 def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     workdir/{config.json, run.json}
     workdir/round_NN/{prompts,sample,check,pair,train,evaluate}/{records,timings,metrics}.jsonl
+    workdir/round_NN/train/goodput.jsonl
 
 What is not there yet is simply absent; what is damaged is a UserError that names file and line.
 """

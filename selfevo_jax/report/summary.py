@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.evaluate.stats import mean_interval, paired_difference, wilson_interval
-from selfevo_jax.report.costs import stage_costs, total_cost
+from selfevo_jax.learn.goodput import PARTS
+from selfevo_jax.report.costs import goodput, stage_costs, total_cost
 from selfevo_jax.report.folder import RunFolder
 
 Row = Mapping[str, Any]
@@ -25,6 +26,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
     parsed (share of replies with an answer in them), tokens (mean length). `gains[task][i]`: the
     gain over round 0 on the items that both rounds answered, its paired 95 % interval, exact
     McNemar p, and how many answers were fixed and broken. `stages` and `cost`: see `costs`.
+    `rounds[i].goodput`: how the seconds of its training were spent, see `costs.goodput`.
     `gauges` and `accepted`: one row for every trained policy that was gauged or decided on.
     `trainings`: one row for every stage that trains. `tables`: what the method concludes.
     Raises UserError for a damaged file.
@@ -117,6 +119,7 @@ def _round(folder: RunFolder, number: int, answers: Mapping[str, dict[str, Row]]
             "trained": training.pop("tokens", 0),
         },
         "training": training,
+        "goodput": goodput(list(folder.rows(number, "train", "goodput", needs=PARTS))),
         "seconds": {stage: round(folder.seconds(number, stage), 3) for stage in stages},
     }
 

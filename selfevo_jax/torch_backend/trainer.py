@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import check_examples
 from selfevo_jax.learn.fit import Base, Fit
 from selfevo_jax.learn.losses import Objective
@@ -75,6 +76,8 @@ class TorchTrainer:
         check_examples(
             examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
         )
+        if settings.profile_steps:
+            raise UserError("learn.profile_steps traces JAX alone: leave it out with backend=torch")
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),

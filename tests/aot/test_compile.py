@@ -139,3 +139,19 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
 def test_rows_must_be_shared_out_evenly():
     with pytest.raises(UserError, match="multiple of 16"):
         dataclasses.replace(HUGE, topology="v5e:4x4", mesh="1,16,1", batch=8).on_mesh()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_a_row_over_four_chips_takes_a_quarter_of_the_room():
+    """What a row needs while it is worked on, on one chip and spread over four."""
+    whole = Case("tiny", "sft_lora", "v5e:2x2", mesh="1,4,1", batch=4, seq=4096)
+    split = dataclasses.replace(whole, mesh="1,1,1,4", batch=1)
+    ours, theirs = (measure(case).memory["accumulate"].temporaries for case in (split, whole))
+    assert ours < 0.35 * theirs
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_only_training_splits_rows():
+    with pytest.raises(UserError, match="only training"):
+        Case("tiny", "decode", "v5e:2x2", mesh="1,2,1,2", batch=8).on_mesh()

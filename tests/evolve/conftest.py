@@ -77,7 +77,7 @@ class Method:
         return run
 
 
-TIMES = {"timings.jsonl", "log.jsonl", ".lock"}
+TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", ".lock"}
 
 
 def content(workdir: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny"
 # Wall clock, and what a killed run and an undisturbed one may name differently.
-TIMES = {"timings.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
+TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
 MOMENTS = (
     "round_00/evaluate/records.part.jsonl",
     "round_01/sample/records.part.jsonl",

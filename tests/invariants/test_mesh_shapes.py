@@ -17,11 +17,12 @@ from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
-from selfevo_jax.parallel.mesh import make_mesh
-from selfevo_jax.parallel.rules import path_name, shardings
+from selfevo_jax.parallel.mesh import local_mesh, make_mesh
+from selfevo_jax.parallel.rules import path_name, same_shares, shardings
 from selfevo_jax.text.render import TokenExample, TokenSpan
 
-MESHES = ("1,8,1", "1,4,2", "1,2,4", "1,1,8", "8,1,1", "2,2,2")
+FEW = ("2,2,2", "1,2,1,4")
+MESHES = (*FEW, "1,8,1", "1,4,2", "1,2,4", "1,1,8", "8,1,1", "1,1,1,8", "2,1,2,2", "1,1,2,4")
 FAMILIES = {"llama": "llama31_8b", "mistral": "mistral_7b", "qwen2": "qwen25_0b5",
             "gemma2": "gemma2_9b"}  # fmt: skip
 LORA = LoraConfig(rank=4)
@@ -78,18 +79,23 @@ def loss_and_gradient(config, mesh, params, lora):
     return float(sums["loss"]), {path_name(path): leaf for path, leaf in leaves}
 
 
+eight_devices = pytest.mark.skipif(
+    jax.device_count() < 8, reason="started by the tests below with eight devices"
+)
+
+
+@eight_devices
+@pytest.mark.parametrize("shapes", [FEW, MESHES], ids=["few", "all"])
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_on_eight_devices(family, lora):
-    if jax.device_count() < 8:
-        pytest.skip("started by the tests below with eight devices")
+def test_on_eight_devices(family, lora, shapes):
     config = small(family)
     params = init_params(config, jax.random.key(1))
     one = make_mesh("1,1,1", jax.devices()[:1])
     loss, gradient = loss_and_gradient(config, one, params, lora)
     largest = max(np.abs(leaf).max() for leaf in gradient.values())
     assert largest > 1e-2  # the comparison is not one of near-zeros
-    for shape in MESHES:
+    for shape in shapes:
         found, leaves = loss_and_gradient(config, make_mesh(shape), params, lora)
         assert found == pytest.approx(loss, abs=1e-5), shape
         for name, leaf in gradient.items():
@@ -97,23 +103,50 @@ def test_on_eight_devices(family, lora):
             np.testing.assert_allclose(leaves[name], leaf, atol=1e-5, err_msg=message)
 
 
-def on_eight_devices(root, case):
+@eight_devices
+def test_sampling_takes_over_what_training_holds():
+    """Under the sampling mesh of a mesh with a sequence axis, every chip has the same share."""
+    training = make_mesh("1,2,2,2")
+    params = init_params(small("gemma2"), jax.random.key(1))
+    ours = jax.device_put(params, shardings(params, local_mesh(training)))
+    again = same_shares(ours, training)
+    kernel = again["layers"]["attn"]["q_proj"]["kernel"]
+    assert (
+        kernel.sharding.mesh == training
+        and kernel.addressable_shards[0].data.size * 8 == kernel.size
+    )
+    for mine, whole in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(mine, whole)
+    for mine, before in zip(jax.tree.leaves(again), jax.tree.leaves(ours), strict=True):
+        assert addresses(mine) == addresses(before)
+
+
+def addresses(array):
+    return {shard.device: shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+
+
+def on_eight_devices(root, *tests):
     flags = "--xla_force_host_platform_device_count=8"
-    test = f"{Path(__file__)}::test_on_eight_devices[{case}]"
+    names = [f"{Path(__file__)}::{test}" for test in tests]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],
         cwd=root, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+    wanted = f"{len(tests)} passed"
+    assert done.returncode == 0 and wanted in done.stdout, done.stdout + done.stderr
 
 
 def test_mesh_shapes_agree(request):
-    """The family with the most peculiarities, LoRA; the rest is slow."""
-    on_eight_devices(request.config.rootpath, "gemma2-lora")
+    """The family with the most peculiarities, LoRA, every axis once; the rest is slow."""
+    on_eight_devices(
+        request.config.rootpath,
+        "test_on_eight_devices[gemma2-lora-few]",
+        "test_sampling_takes_over_what_training_holds",
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", ["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mesh_shapes_agree_for_every_family(request, family, lora):
-    on_eight_devices(request.config.rootpath, f"{family}-{lora}")
+    on_eight_devices(request.config.rootpath, f"test_on_eight_devices[{family}-{lora}-all]")

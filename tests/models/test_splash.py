@@ -7,6 +7,7 @@ import pytest
 
 from selfevo_jax.models import splash
 from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, visible
+from selfevo_jax.parallel.mesh import AXES
 
 LENGTH = 250  # not a multiple of the kernel's blocks
 
@@ -63,6 +64,16 @@ def test_equals_plain_attention(head_dim, window, softcap):
         np.testing.assert_allclose(ours, plain, atol=2e-5, rtol=2e-5)
 
 
+def test_a_part_of_the_queries():
+    """As a chip of a sequence axis has them: the last third, which sees keys of the whole row."""
+    layout = packed_layout()
+    mask_bts = visible(layout, layout)[:1, 170:]
+    query_btnh, key_bksh, value_bksh, _ = (x[:1] for x in draw(64))
+    inputs = (query_btnh[:, 170:], key_bksh, value_bksh, mask_bts)
+    ours = splash.attend_part(*inputs, scale=0.125, interpret=True)
+    np.testing.assert_allclose(ours, attend(*inputs, scale=0.125), atol=2e-5, rtol=2e-5)
+
+
 def test_the_mask_decides_what_is_seen():
     """A completion does not change when the other completion of its prompt does."""
     layout = packed_layout()
@@ -81,8 +92,8 @@ def test_the_mask_decides_what_is_seen():
 def test_only_tpus_are_served():
     assert not splash.serves(LENGTH, LENGTH)  # this machine's backend is the CPU
     mesh = jax.sharding.AbstractMesh(
-        (1, 1, 1),
-        ("data", "fsdp", "tensor"),
+        (1, 1, 1, 1),
+        AXES,
         abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu"),
     )
     with jax.sharding.use_abstract_mesh(mesh):

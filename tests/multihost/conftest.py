@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("group_worker.py")
 SMALL = ("rounds=1", "prompts.n=16", "sample.n=16", "evaluate.n=8", "learn.lr=3e-3")
 LIMIT = 600.0
 
@@ -34,10 +35,7 @@ class Run:
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self) -> "Run":
-        flags = f"--xla_force_host_platform_device_count={self.devices}"
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu", "SELFEVO_CACHE": str(self.cache), "XLA_FLAGS": flags,
-        }  # fmt: skip
+        """Through the command line."""
         command = [
             sys.executable, "-m", "selfevo_jax.cli", "run", f"--workdir={self.workdir}",
             f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny",
@@ -46,12 +44,26 @@ class Run:
         where = f"--cluster=localhost:{a_free_port()}"
         for host in range(self.hosts):
             cluster = [where, f"--hosts={self.hosts}", f"--host={host}"] if self.hosts > 1 else []
-            with open(self.said(host), "w") as out:
-                process = subprocess.Popen(
-                    [*command, *cluster], cwd=ROOT, env=environment, stdout=out, stderr=out
-                )
-            self.processes.append(process)
+            self._spawn(host, [*command, *cluster])
         return self
+
+    def start_group(self) -> "Run":
+        """Through `group_worker.py`, which does more; the run is in the folder `run` of its own."""
+        where = f"localhost:{a_free_port()}"
+        command = [sys.executable, str(WORKER), str(self.workdir.parent)]
+        for host in range(self.hosts):
+            cluster = [where, str(self.hosts), str(host)] if self.hosts > 1 else []
+            self._spawn(host, [*command, *cluster])
+        return self
+
+    def _spawn(self, host: int, command: list[str]) -> None:
+        flags = f"--xla_force_host_platform_device_count={self.devices}"
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu", "SELFEVO_CACHE": str(self.cache), "XLA_FLAGS": flags,
+        }  # fmt: skip
+        with open(self.said(host), "w") as out:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        self.processes.append(process)
 
     def said(self, host: int) -> Path:
         return self.workdir.with_name(f"{self.workdir.name}-{self.hosts}-{host}.out")
@@ -94,11 +106,6 @@ def shared_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def free_port() -> int:
-    return a_free_port()
-
-
-@pytest.fixture
 def run(shared_cache):
     """Starts runs; whatever still runs at the end is killed."""
     started = []
@@ -114,9 +121,18 @@ def run(shared_cache):
 
 @pytest.fixture(scope="session")
 def alone(shared_cache, tmp_path_factory) -> Run:
-    """The undisturbed run of one process with eight devices."""
-    one = Run(tmp_path_factory.mktemp("alone") / "run", shared_cache, 1, 8).start()
+    """One process with eight devices: an undisturbed run, and a saved model beside it."""
+    return group(Run(tmp_path_factory.mktemp("alone") / "run", shared_cache, 1, 8))
+
+
+@pytest.fixture(scope="session")
+def two(alone, shared_cache, tmp_path_factory) -> Run:
+    """The same of two processes with four devices each."""
+    return group(Run(tmp_path_factory.mktemp("two") / "run", shared_cache, 2, 4))
+
+
+def group(run: Run) -> Run:
     try:
-        return one.finish()
+        return run.start_group().finish()
     finally:
-        one.end()
+        run.end()

@@ -25,21 +25,23 @@ def test_what_cannot_be_is_refused(wrong):
         Cluster(*wrong)
 
 
-@pytest.mark.parametrize("where", ["auto", "slurm"])
-def test_where_no_cluster_is_the_hosts_do_not_meet(where):
+def test_where_no_cluster_is_the_hosts_do_not_meet():
     """In a process of its own, for joining changes JAX's settings."""
-    code = f"""
+    code = """
 from selfevo_jax.errors import UserError
 from selfevo_jax.parallel.cluster import Cluster
 from selfevo_jax.parallel.distributed import joined
-try:
-    with joined(Cluster({where!r})):
-        print("joined")
-except UserError as error:
-    print(error)
+for where in ("auto", "slurm"):
+    try:
+        with joined(Cluster(where)):
+            print("joined")
+    except UserError as error:
+        print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith(f"--cluster={where}: the hosts did not meet"), done
+    told = done.stdout.splitlines()
+    for where, line in zip(("auto", "slurm"), told, strict=True):
+        assert line.startswith(f"--cluster={where}: the hosts did not meet"), done
 
 
 def test_a_task_alone_on_its_node_gets_all_gpus(monkeypatch):

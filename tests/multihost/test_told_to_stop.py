@@ -7,7 +7,7 @@ import time
 import pytest
 
 # Wall clock, and what a stopped run and an undisturbed one may name differently.
-TIMES = {"timings.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
+TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
 MOMENTS = (
     "round_00/evaluate/records.part.jsonl",
     "round_01/sample/records.part.jsonl",

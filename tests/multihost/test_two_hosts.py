@@ -24,12 +24,28 @@ def same(run, alone) -> None:
     assert not list(run.workdir.rglob("*.part.jsonl"))
 
 
-def test_two_hosts_equal_one(run, alone, tmp_path):
-    two = run(tmp_path / "run", 2, 4).finish()
+def test_two_hosts_equal_one(two, alone):
     same(two, alone)
     assert (two.workdir / "report.html").exists()
     assert two.rows(f"{TRAIN}/metrics.jsonl")[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
     assert len(two.rows("round_01/sample/timings-1.jsonl")) >= 1  # host 1 did its share
+
+
+def test_step_times_of_all_hosts_are_written_down(two):
+    *others, last = two.rows(f"{TRAIN}/goodput.jsonl")
+    assert [host["name"] for host in last["hosts"]] == [socket.gethostname()] * 2
+    assert all(0 < host["own"] <= host["median"] <= host["slowest"] for host in last["hosts"])
+    assert not any("hosts" in line for line in others)
+
+
+def test_two_hosts_save_the_same_model(two, alone):
+    """A model that no host holds whole is saved as if one did."""
+    ours, theirs = two.workdir.with_name("model"), alone.workdir.with_name("model")
+    names = sorted(path.name for path in theirs.iterdir())
+    assert len([name for name in names if name.endswith(".safetensors")]) > 1
+    assert sorted(path.name for path in ours.iterdir()) == names
+    for name in names:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
 
 
 @pytest.mark.slow

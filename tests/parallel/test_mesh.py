@@ -1,6 +1,9 @@
 """Mesh strings, and the placement of every parameter."""
 
+from dataclasses import dataclass
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -8,21 +11,22 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
-from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.parallel.mesh import AXES, grid_of_slices, make_mesh
 from selfevo_jax.parallel.rules import shardings, spec_for
 
 
 @pytest.fixture
 def mesh_4x2():
     """A mesh of this machine's one device, described as fsdp 4 x tensor 2."""
-    return jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
+    return jax.sharding.AbstractMesh((1, 4, 2, 1), AXES)
 
 
 def test_one_size_may_be_left_open():
-    assert dict(make_mesh("1,-1,1").shape) == {"data": 1, "fsdp": jax.device_count(), "tensor": 1}
+    sizes = {"data": 1, "fsdp": jax.device_count(), "tensor": 1, "sequence": 1}
+    assert dict(make_mesh("1,-1,1").shape) == dict(make_mesh("1,-1,1,1").shape) == sizes
 
 
-@pytest.mark.parametrize("shape", ["2,3,5", "-1,-1,1", "1,1", "a,b,c", "0,1,1"])
+@pytest.mark.parametrize("shape", ["2,3,5", "-1,-1,1", "1,1", "a,b,c", "0,1,1", "1,1,1,1,1"])
 def test_a_wrong_mesh_is_refused(shape):
     with pytest.raises(UserError, match="mesh"):
         make_mesh(shape)
@@ -44,6 +48,59 @@ def test_adapters_are_split_over_all_chips(mesh_4x2):
     )
     # 2 divides 66, 8 does not
     assert spec_for("layers/attn/q_proj/b", (2, 4, 66), mesh_4x2) == P(None, None, "tensor")
+
+
+def test_the_sequence_axis_holds_a_share_of_the_parameters():
+    mesh = jax.sharding.AbstractMesh((1, 4, 1, 2), AXES)
+    both = ("fsdp", "sequence")
+    assert spec_for("layers/attn/q_proj/kernel", (2, 64, 64), mesh) == P(None, both, "tensor")
+    # 4 divides 60, 8 does not
+    assert spec_for("layers/attn/q_proj/kernel", (2, 60, 64), mesh) == P(None, "fsdp", "tensor")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What is asked of a TPU chip to find its place in a mesh."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def slices(count: int) -> list[Chip]:
+    """So many slices of 2 x 4 chips."""
+    return [
+        Chip(8 * s + 4 * y + x, s, (x, y, 0))
+        for s in range(count) for y in range(2) for x in range(4)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [((2, 8, 1, 1), 2), ((1, 16, 1, 1), 2), ((2, 8, 2, 1), 4), ((1, 4, 2, 2), 2)],
+)
+def test_only_data_and_fsdp_go_over_slices(sizes, count):
+    """Chips that differ in `tensor` or `sequence` alone are of one slice, and so are those of each
+    `fsdp` group where `data` can take the slices."""
+    grid = grid_of_slices(sizes, count, slices(count))
+    assert grid.shape == sizes
+    number = np.vectorize(lambda chip: chip.slice_index)(grid)
+    assert len({chip.id for chip in grid.flat}) == 8 * count
+    assert (number == number[:, :, :1, :1]).all()
+    if sizes[0] == count:
+        assert (number == number[:, :1]).all()
+    assert [len(set(row)) for row in number[:, :, 0, 0]] == [count // min(sizes[0], count)] * sizes[
+        0
+    ]
+
+
+def test_layers_are_not_split_over_slices():
+    with pytest.raises(UserError, match="4 slices"):
+        grid_of_slices((1, 2, 16, 1), 4, slices(4))
 
 
 def test_an_axis_that_does_not_divide_is_left_whole(mesh_4x2):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from selfevo_jax.cli.run import PREFIX
+from selfevo_jax.config import load_config
+
 REPO = Path(__file__).resolve().parents[2]
 FAKE = Path(__file__).parent / "fake_cloud.py"
 AWKWARD = ["two words", "it's", "$HOME", "a\nb", '"quoted"', "*", "back\\slash", ""]
@@ -343,9 +346,11 @@ def test_slurm_twin_submits_the_same_command(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("tpu_scripts/jobs/*.sh")), ids=lambda p: p.stem)
-def test_jobs_name_configs_that_exist(path: Path) -> None:
+def test_jobs_name_configs_and_settings_that_exist(path: Path) -> None:
     words = ["bash", "-c", 'source "$0" && printf "%s\\0" "$JOB" "${COMMAND[@]}"', str(path)]
     job, *command = subprocess.check_output(words, text=True).split("\0")[:-1]
     assert job == path.stem and command[:2] == ["selfevo", "run"]
     config = next(word.split("=", 1)[1] for word in command if word.startswith("--config="))
-    assert (REPO / config.split(":")[0]).is_file()
+    settings = [word.removeprefix(PREFIX) for word in command if word.startswith(PREFIX)]
+    loaded = load_config(str(REPO / config), settings)  # refuses what is misspelt
+    assert loaded.compute.dtype == "bfloat16" or path.stem == "quickstart"
