@@ -29,7 +29,7 @@ MAX_POINTS = 400  # of a curve in one round
 BINS = 24
 SCRIPTS = ("base.js", "charts.js", "browser.js", "lineage.js", "page.js")
 LIVE_SCRIPTS = ("live.js",)
-SHOWN = ("rounds", "gains", "totals", "gauges", "accepted")  # of the summary
+SHOWN = ("rounds", "gains", "totals", "gauges", "accepted", "overlap")  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 

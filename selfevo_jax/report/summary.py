@@ -26,6 +26,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
     gain over round 0 on the items that both rounds answered, its paired 95 % interval, exact
     McNemar p, and how many answers were fixed and broken. `stages` and `cost`: see `costs`.
     `gauges` and `accepted`: one row for every trained policy that was gauged or decided on.
+    `overlap`: for every training what its records share with held-out questions, before it began.
     Raises UserError for a damaged file.
     """
     folder = RunFolder(workdir)
@@ -40,6 +41,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
         "cost": total_cost(stages),
         "gauges": _concluded(folder, "gauge"),
         "accepted": _concluded(folder, "accept"),
+        "overlap": _overlap(folder),
         "rounds": rounds,
         "gains": _gains(answers),
         "totals": _totals(rounds),
@@ -73,6 +75,17 @@ def _concluded(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
         if stage.rpartition(".")[2] == kind
         for row in folder.rows(number, stage, needs=("values",))
     ]
+
+
+def _overlap(folder: RunFolder) -> list[dict[str, Any]]:
+    """The overlap.json of every training (`selfevo_jax.evolve.overlap`), with its stage."""
+    found = []
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            name = f"round_{number:02d}/{stage}"
+            if told := folder.document(f"{name}/overlap.json"):
+                found.append({"stage": name, **told})
+    return found
 
 
 def _answers(folder: RunFolder, number: int) -> dict[str, dict[str, Row]]:

@@ -121,9 +121,15 @@ def training_round(folder, generator, task, number):
         write_rows(folder / stage / "timings.jsonl", [{"seconds": 9.5, "inputs": 60}])
     write_rows(folder / "pair" / "records.jsonl", pairs)
     write_rows(folder / "judge" / "records.jsonl", comparisons())
+    gauged = {"policy": folder.name, "entropy": 1.25, "kl": 0.5 * number}
+    write_rows(folder / "train.gauge" / "records.jsonl", [{"id": "1", "values": gauged}])
     sealed = {"stage": {"inputs": {"pair": "0", "policy": "1"}}, "counts": {"examples": len(pairs)}}
     (folder / "train").mkdir()
     (folder / "train/stage.json").write_text(json.dumps(sealed))
+    match = {"record": pairs[0].id, "item": "2" * 16, "span": HOSTILE, "exact": number == 2}
+    shared = {"task": task.name, "records": len(pairs), "tested": 300, "items": 1}
+    told = shared | {"exact": int(match["exact"]), "matches": [match]}
+    (folder / "train/overlap.json").write_text(json.dumps(told))
     write_rows(folder / "train" / "metrics.jsonl", metrics(generator, 60, 4 * number))
     write_rows(folder / "train" / "timings.jsonl", [{"step": i, "seconds": 0.7} for i in range(60)])
 

@@ -88,7 +88,8 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     assert "95 % interval" in lead
     assert "300 held-out questions" in lead
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
-    assert headings == ["Accuracy", "Training", "Answer lengths", "Judges",
+    assert headings == ["Accuracy", "Training", "Gauges and decisions",
+                        "Training records and held-out questions", "Answer lengths", "Judges",
                         "Answers before and after", "Training pairs", "Lineage", "Time and tokens",
                         "Repeat this run"]  # fmt: skip
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
@@ -101,6 +102,20 @@ def test_lineage_and_judges_are_shown(shown):
     assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
     row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
     assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 90.0 %" in row
+
+
+def test_gauges_and_overlap_are_shown(shown):
+    assert [row.text for row in shown.find_elements(By.CSS_SELECTOR, "#gauges tbody tr")] == [
+        "round_01 1.25 0.5",
+        "round_02 1.25 1",
+    ]
+    trainings, spans = shown.find_elements(By.CSS_SELECTOR, "#overlap table")
+    rows = [row.text.split() for row in trainings.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert [(row[0], row[2:]) for row in rows] == [
+        ("round_01/train", ["300", "1", "0"]),
+        ("round_02/train", ["300", "1", "1"]),
+    ]
+    assert spans.get_attribute("textContent").count("</script>") == 4  # shown, not run
 
 
 # Number of colours in a PNG and the mean level of the commonest one.
