@@ -46,7 +46,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
     config.pool.n, config.acquire.budget = 320, 96
-    config.acquire.restart = "fresh"
+    config.acquire.strategies, config.acquire.restart = ("random", "entropy"), "fresh"
     config.reply.max_new_tokens = config.evaluate.max_new_tokens = 32
     config.learn.lr, config.learn.epochs = 3e-4, 2
     config.compute.max_length = 256

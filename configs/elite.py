@@ -57,7 +57,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.rounds = 2
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n = 64
+    config.prompts.n = 48
     config.critique.n = 3
     config.answer.max_new_tokens = config.majority.max_new_tokens = 32
     config.critique.max_new_tokens = 48

@@ -54,7 +54,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
     config.field = "arithmetic"
-    config.prompts.n, config.rounds = 128, 3
+    config.prompts.n, config.rounds, config.iterate.turns = 96, 2, 2
     config.guideline.max_new_tokens = 32
     config.distil.learn.lr, config.distil.learn.epochs = 2e-4, 2
     config.iterate.reasons, config.iterate.answer.max_new_tokens = False, 32

