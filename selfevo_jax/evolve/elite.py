@@ -75,6 +75,8 @@ def elite(run: Run) -> Policy:
         merged = c.adapters == "ties" and len(adapters) > 1
         new = run.merge(adapters, density=c.ties_density) if merged else adapters[-1]
         policy = run.accept(new, policy)
+        if policy.name != new.name:
+            adapters.pop()  # refused: the next merge is without it
         evaluated.append(run.evaluate(policy))
         if c.examples.from_critiques:
             examples = next_examples(run, voted, answers, prompts, policy)

@@ -17,6 +17,7 @@ from selfevo_jax.evolve.plan import Step
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder, Work, run_stage
 from selfevo_jax.evolve.views import R, Records, records
+from selfevo_jax.learn.carried import OPTIMIZER
 from selfevo_jax.parallel.distributed import agreed, first
 
 UNKNOWN = "not known yet"
@@ -184,8 +185,8 @@ def _planned_state(stage: Stage, folder: StageFolder) -> str:
 
 def _seal(folder: StageFolder, stage: Stage, counts: Mapping[str, int]) -> None:
     made = [f"adapter/{file.name}" for file in (folder.path / "adapter").iterdir()]
-    metrics = ["metrics.jsonl"] if (folder.path / "metrics.jsonl").exists() else []
-    folder.seal(stage, counts, [*made, *metrics])
+    made += [name for name in ("metrics.jsonl", OPTIMIZER) if (folder.path / name).exists()]
+    folder.seal(stage, counts, made)
 
 
 def _tidy(folder: Path) -> None:

@@ -3,8 +3,9 @@
 After Li et al., 2024 (METEOR). (1) The student writes a guideline to each question, a teacher
 answers along it, the student imitates the answers. (2) Part by part, the student answers with
 reasons, a teacher (or the task's checker) says right or gives advice, the student revises; only
-answers judged right are kept, and every `train_every` of them are trained on. (3) The student
-learns to prefer its costly decoding to its cheap one, by token, so that length earns nothing.
+answers judged right are kept, and every `train_every` of them trained on by an optimiser that goes
+on. (3) The student learns to prefer its costly decoding to its cheap one, by token, so that length
+earns nothing.
 """
 
 from collections.abc import Iterator
@@ -84,6 +85,7 @@ def defaults() -> dict[str, Any]:
             "cheap": sampling(temperature=0.0, max_new_tokens=512),
             "costly": sampling(max_new_tokens=512) | {"num_beams": 10},  # or n > 1: best by token
             "length_ratio": 1.5,  # of the longer to the shorter, in tokens, at most
+            "rejected_by": "policy",  # whose cheap decoding: policy | base (as it was in round 0)
             "margin": 1.0,
             "beta": 0.1,
             "learn": small | {"lr": 1e-5},
@@ -100,6 +102,7 @@ def meteor(run: Run) -> Policy:
     """Distillation, iteration, self-training, and what each of them gained."""
     c, base = run.config, run.base()
     run.check_choices("distil.by", [c.distil.by], ("gold", "teacher"))
+    run.check_choices("self_train.rejected_by", [c.self_train.rejected_by], ("policy", "base"))
     run.check_choices("iterate.verdict", [c.iterate.verdict], ("checker", "judge"))
     evaluated, numbers = [run.evaluate(base)], run.rounds(c.rounds + 2)
     next(numbers)
@@ -109,7 +112,8 @@ def meteor(run: Run) -> Policy:
     iterated = run.accept(iteration(run, numbers, prompts, distilled), distilled)
     evaluated.append(run.evaluate(iterated))
     next(numbers)
-    self_trained = run.accept(self_training(run, prompts, iterated), iterated)
+    rejected = base if c.self_train.rejected_by == "base" else iterated
+    self_trained = run.accept(self_training(run, prompts, iterated, rejected), iterated)
     evaluated.append(run.evaluate(self_trained))
     run.table("table", together(evaluated), accuracy)
     if c.criteria.questions:
@@ -150,7 +154,7 @@ def iteration(run: Run, numbers: Iterator[int], prompts: View, student: Policy) 
         learned = run.gather("burst", waiting, enough, Example, least=0)
         if learned.count:
             spent.append(learned)
-            student = run.train(learned, student, objective=SFT, learn=c.iterate.learn)
+            student = run.train(learned, student, objective=SFT, learn=c.iterate.learn, carry=True)
     run.table("turns", together(opinions), turns)
     return student
 
@@ -188,10 +192,10 @@ def opinion(
     return run.map(f"opinion_{turn}", advice.join(answers), partial(judge_opinion, turn=turn), Row)
 
 
-def self_training(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
-    """The student after learning to prefer its costly decoding to its cheap one."""
+def self_training(run: Run, prompts: Records[Prompt], student: Policy, rejected: Policy) -> Policy:
+    """The student after learning to prefer its costly decoding to a cheap one by `rejected`."""
     c = run.config.self_train
-    cheap = run.ask("cheap", prompts, student, question, c.cheap)
+    cheap = run.ask("cheap", prompts, rejected, question, c.cheap)
     costly = run.ask("costly", cheap.join(prompts), student, last_question, c.costly)
     rows = costly.join(cheap).join(prompts).groups("parent_id")
     better = partial(costly_over_cheap, length_ratio=c.length_ratio)

@@ -274,6 +274,7 @@ class ModelStages(PureStages):
         objective: Mapping[str, Any] | None,
         learn: Mapping[str, Any] | None,
         name: str,
+        carry: bool,
     ) -> Policy:
         """See `Run.train`."""
         training = training_of(self.config, objective, learn)
@@ -285,12 +286,14 @@ class ModelStages(PureStages):
                 questions = (self.config.evaluate.n, self.config.seed)
                 tell_overlap(examples, self.task, *questions, path, self.progress)
             store = self.workdir / "reference"
-            return self.backend.fit(examples, training, start, reference, path, store, advance)
+            return self.backend.fit(
+                examples, training, start, reference, path, store, advance, carry
+            )
 
         folder, content = self.files(
             name,
             make,
-            settings=self.backend.train_settings(training),
+            settings=self.backend.train_settings(training) | ({"carry": True} if carry else {}),
             version=self.backend.trainer_version,
             inputs={
                 **examples.inputs,

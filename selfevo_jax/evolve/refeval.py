@@ -11,27 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from selfevo_jax.evolve.contests import (
-    accuracy_row,
-    as_they_are,
-    best_against_worst,
-    contest_of,
-    duel,
-    embedding_scores,
-    file_reference,
-    found_reference,
-    gold_reference,
-    judged_scores,
-    matches,
-    preference_row,
-    reference_lesson,
-    reference_text,
-    replied_reference,
-    rouge_scores,
-    sample_text,
-    scoring_row,
-    win_rates,
-)
+from selfevo_jax.evolve import contests
 from selfevo_jax.evolve.guiding import last_question
 from selfevo_jax.evolve.run import (
     Example,
@@ -76,10 +56,14 @@ def defaults() -> dict[str, Any]:
         "judges": ("refeval",),  # of JUDGES; each has its own pairs, grid and policy
         "protocol": "",  # a prompt file in the place of the one called as the judge
         "comparisons": 0,  # of each candidate with others, drawn; 0: all pairs
-        "pair": {"least_gap": 0.0, "finished": True},  # finished: no answer that was cut off
+        "pair": {
+            "least_gap": 0.0,
+            "finished": True,  # no answer that was cut off
+            "rejected_by": "policy",  # whose worst answer: policy | base (as it was in round 0)
+        },
         "betas": (0.005, 0.01, 0.02, 0.05, 0.1),
         "validation": {"questions": 32, "by": "accuracy"},  # accuracy | preference
-        "arena": "base",  # the protocol of the win rates over the base's answers
+        "arena": "base",  # the protocol of the win rates over the base's answers; "": none
         "greedy": sampling(temperature=0.0, max_new_tokens=512),  # validation, arena
         **role_defaults("teacher", "judge", "arena", "encoder"),
     }
@@ -89,6 +73,7 @@ def refeval(run: Run) -> Policy:
     """References, imitation, and for every judge: scores, pairs, DPO at every beta, the best."""
     c, base = run.config, run.base()
     run.check_choices("judges", c.judges, JUDGES)
+    run.check_choices("pair.rejected_by", [c.pair.rejected_by], ("policy", "base"))
     run.check_choices("references.by", [c.references.by], ("gold", "teacher", "file"))
     run.check_choices("validation.by", [c.validation.by], ("accuracy", "preference"))
     evaluated, policies = [run.evaluate(base)], dict.fromkeys(c.judges, base)
@@ -98,22 +83,23 @@ def refeval(run: Run) -> Policy:
         references = referred(run, prompts, base)
         if number == 1 and c.sft.use:
             rows = prompts.join(references, key="id")
-            learned = run.map("learn", rows, reference_lesson, Example)
+            learned = run.map("learn", rows, contests.reference_lesson, Example)
             start = run.train(learned, base, objective=SFT, learn=c.sft.learn, name="sft")
             evaluated.append(run.evaluate(start, name="evaluate_sft"))
             finals, policies = {"sft": start}, dict.fromkeys(c.judges, start)
         for judge in c.judges:
             with run.within(judge):
                 drawn = run.ask("sample", prompts, policies[judge], question, c.sample)
-                samples = run.band(drawn, prompts)
+                samples = competing(run, run.band(drawn, prompts), prompts, base, policies[judge])
                 scores = scored(run, judge, policies[judge], samples, prompts, references)
-                name = partial(scoring_row, name=f"{judge} {number}")
+                name = partial(contests.scoring_row, name=f"{judge} {number}")
                 scorings.append(run.gather("scoring", scores, name, Row))
                 policies[judge] = improved(run, policies[judge], samples.join(prompts), scores)
                 evaluated.append(run.evaluate(policies[judge]))
-    run.table("scorings", together(scorings), as_they_are)
+    run.table("scorings", together(scorings), contests.as_they_are)
     run.table("table", together(evaluated), accuracy)
-    arena(run, base, finals | policies)
+    if c.arena:
+        arena(run, base, finals | policies)
     return policies[c.judges[0]]
 
 
@@ -121,12 +107,22 @@ def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
     """One reference to every question."""
     c = run.config.references
     if c.by == "gold":
-        return run.map("references", prompts, gold_reference, Row)
+        return run.map("references", prompts, contests.gold_reference, Row)
     if c.by == "file":
-        rows = run.read("read_references", c.file, file_reference, Row)
-        return run.map("references", prompts, found_reference, Row, given=rows)
+        rows = run.read("read_references", c.file, contests.file_reference, Row)
+        return run.map("references", prompts, contests.found_reference, Row, given=rows)
     replies = run.ask("refer", prompts, run.role("teacher", base), question, c.reply)
-    return run.map("references", replies.join(prompts), replied_reference, Row)
+    return run.map("references", replies.join(prompts), contests.replied_reference, Row)
+
+
+def competing(
+    run: Run, samples: Records[Sample], prompts: Records[Prompt], base: Policy, policy: Policy
+) -> Records[Sample]:
+    """The policy's samples; where its rejected ones are to be the base's, these beside them."""
+    if run.config.pair.rejected_by == "policy" or policy.name == base.name:
+        return samples
+    older = run.ask("sample_base", prompts, base, question, run.config.sample)
+    return run.gather("candidates_base", together([samples, older]), contests.by_question, Sample)
 
 
 def scored(
@@ -141,25 +137,30 @@ def scored(
     c = run.config
     rows = samples.groups().join(prompts).join(references, key="prompt_id")
     if judge == "rouge":
-        return run.map("score", rows, partial(rouge_scores, finished=c.pair.finished), Row)
+        return run.map("score", rows, partial(contests.rouge_scores, finished=c.pair.finished), Row)
     if judge == "embedding":
         encoder, asked = run.role("encoder", policy), prompts.join(references, key="id")
-        wanted = run.embed("embed_references", asked, encoder, reference_text)
-        placed = samples.join(run.embed("embed", samples, encoder, sample_text)).groups()
+        wanted = run.embed("embed_references", asked, encoder, contests.reference_text)
+        placed = samples.join(run.embed("embed", samples, encoder, contests.sample_text)).groups()
         rows = placed.join(prompts).join(wanted, key="prompt_id")
-        return run.map("score", rows, partial(embedding_scores, finished=c.pair.finished), Row)
-    met = partial(matches, finished=c.pair.finished, comparisons=c.comparisons, seed=c.seed)
-    most = c.sample.n * (c.sample.n - 1) // 2
-    contests = run.map("contests", rows, met, Row, most=most, why=NOTHING)
+        return run.map(
+            "score", rows, partial(contests.embedding_scores, finished=c.pair.finished), Row
+        )
+    met = partial(
+        contests.matches, finished=c.pair.finished, comparisons=c.comparisons, seed=c.seed
+    )
+    n = c.sample.n * (2 if c.pair.rejected_by == "base" else 1)
+    bouts = run.map("contests", rows, met, Row, most=n * (n - 1) // 2, why=NOTHING)
     own, protocol = run.role("judge", policy), c.protocol or judge
-    said = run.judge("judge", contests, own, contest_of, protocol=protocol)
-    compared = contests.join(said, key="id").groups("source_id")
-    return run.map("score", compared, judged_scores, Row)
+    said = run.judge("judge", bouts, own, contests.contest_of, protocol=protocol)
+    compared = bouts.join(said, key="id").groups("source_id")
+    return run.map("score", compared, contests.judged_scores, Row)
 
 
 def improved(run: Run, policy: Policy, rows: View, scores: Records[Row]) -> Policy:
     """The policy after preferring its best answers to its worst; rows are (answer, prompt)."""
-    widest = partial(best_against_worst, least_gap=run.config.pair.least_gap)
+    c = run.config.pair
+    widest = partial(contests.best_against_worst, least_gap=c.least_gap, rejected_by=c.rejected_by)
     pairs = run.gather("pair", rows, widest, Pair, given=scores, why=NOTHING)
     return run.accept(best_beta(run, pairs, policy), policy)
 
@@ -176,12 +177,12 @@ def best_beta(run: Run, pairs: Records[Pair], start: Policy) -> Policy:
             trained.append(policy)
             answers = run.ask("answer", first.join(validation), policy, last_question, c.greedy)
             if c.validation.by == "accuracy":
-                found, value = run.check(answers, validation), accuracy_row
+                found, value = run.check(answers, validation), contests.accuracy_row
             else:
                 rows = answers.join(first).join(validation)
                 judge, protocol = run.role("judge", start), c.protocol or "refeval"
-                found = run.judge("prefer", rows, judge, duel, protocol=protocol)
-                value = preference_row
+                found = run.judge("prefer", rows, judge, contests.duel, protocol=protocol)
+                value = contests.preference_row
             values.append(run.gather("value", found, partial(value, name=policy.name), Row))
     return run.choose(trained, together(values), name="best")
 
@@ -194,6 +195,6 @@ def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:
         rows = others.join(questions)
         answers = run.ask(f"arena.{name}", rows, policy, last_question, c.greedy)
         rows = answers.join(others).join(questions)
-        said = run.judge(f"arena.{name}.judge", rows, judge, duel, protocol=c.arena)
+        said = run.judge(f"arena.{name}.judge", rows, judge, contests.duel, protocol=c.arena)
         fought.append(rows.join(said, key="id"))
-    run.table("arena", together(fought), win_rates)
+    run.table("arena", together(fought), contests.win_rates)

@@ -116,14 +116,6 @@ def revision(story: Story) -> list[Sample]:
     return [story[0]]
 
 
-def by_question(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples of one question side by side, in the order in which the questions first occur."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.prompt_id, []).append(sample)
-    return [sample for group in groups.values() for sample in group]
-
-
 def reflection_lesson(story: Story) -> list[Example]:
     """(question, answer) -> reflection: the first pass of two-stage training."""
     _, _, reflection, answer, prompt = story

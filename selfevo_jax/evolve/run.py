@@ -118,13 +118,16 @@ class Run(ModelStages):
         objective: Mapping[str, Any] | None = None,
         learn: Mapping[str, Any] | None = None,
         name: str = "train",
+        carry: bool = False,
     ) -> Policy:
         """A new policy: `start` trained on Pairs or Examples, `reference` (`start`) kept frozen.
 
-        `objective` and `learn` change settings of the run for this stage alone. The new policy is
-        gauged (`gauges.*`). Raises UserError when it has collapsed.
+        `objective` and `learn` change settings of the run for this stage alone. With `carry` the
+        optimiser goes on from the state that the training of `start` left, where it did (also with
+        `carry`), and its own is kept beside the adapter. The new policy is gauged (`gauges.*`).
+        Raises UserError when it has collapsed.
         """
-        policy = self._fitted(examples, start, reference or start, objective, learn, name)
+        policy = self._fitted(examples, start, reference or start, objective, learn, name, carry)
         if self.config.gauges.questions:
             with self.within(name):
                 self._gauge(policy)

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.learn.carried import OPTIMIZER, Carried
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.models.lora import LoraConfig
@@ -41,6 +43,12 @@ def training_of(
     lora = LoraConfig(**config.lora.to_dict())
     fit = FitSettings(**learned, lora=lora, seed=config.seed)
     return Training(Objective(**(config.objective.to_dict() | _given(objective))), fit)
+
+
+def carried_of(start: Path | None, folder: Path) -> Carried:
+    """The optimiser's state beside the adapter `start`, where it was kept, and `folder`'s."""
+    before = None if start is None else start.parent / OPTIMIZER
+    return Carried(before if before and before.exists() else None, folder / OPTIMIZER)
 
 
 def _given(changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +45,18 @@ def candidate_scores(
     return {name: sum(found) / len(found) for name, found in wins.items() if found}
 
 
-def best_and_worst(scores: Mapping[str, float], least_gap: float = 0.0) -> tuple[str, str] | None:
-    """(best, worst) candidate, ties to the earlier; None unless they differ by over `least_gap`."""
-    if not scores:
+def best_and_worst(
+    scores: Mapping[str, float], least_gap: float = 0.0, older: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """(best, worst) candidate, ties to the earlier; None unless they differ by over `least_gap`.
+
+    Where there are `older` candidates, the best of the others and the worst of these.
+    """
+    newer = [name for name in scores if name not in older]
+    lower = [name for name in scores if name in older] if older else newer
+    if not (newer and lower):
         return None
-    best, worst = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
+    best, worst = max(newer, key=scores.__getitem__), min(lower, key=scores.__getitem__)
     return (best, worst) if scores[best] - scores[worst] > least_gap else None
 
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import Batches, MicroBatch
+from selfevo_jax.learn.carried import Carried, gone_on_with, leave
 from selfevo_jax.learn.checkpoints import Checkpoints
 from selfevo_jax.learn.goodput import Goodput, computing
 from selfevo_jax.learn.held_out import Course, split_by_prompt
@@ -71,9 +72,10 @@ class Fit:
         reference: Adapter | None,
         anchor: Adapter | None,
         store: Path | None = None,
+        carried: Carried | None = None,
     ):
         self.base, self.objective, self.settings, self.folder = base, objective, settings, folder
-        self.store = folder / "reference" if store is None else Path(store)
+        self.store, self.carried = Path(store or folder / "reference"), carried
         chosen, held = split_by_prompt(examples, settings.eval_share, settings.seed)
         self.total = settings.total_steps(len(chosen))
         self.data = self._joined(chosen, settings.batch_size, self.total)
@@ -106,6 +108,8 @@ class Fit:
                     self._ask_frozen()
                     state = self._train(done, state, checkpoints)
             trained = self._result(state["trainable"])
+            if self.carried:
+                self._leave(state["optimizer"], self.carried.after)
         finally:
             checkpoints.close()
             if self.best:
@@ -317,9 +321,15 @@ class Fit:
         state = {"trainable": first, "optimizer": self.steps.init(first)}
         done = checkpoints.latest()
         if done is None:
+            if self.carried and self.carried.before:
+                state["optimizer"] = gone_on_with(self.carried.before, state["optimizer"])
             return 0, state
         log.info("going on after step %d", done)
         return done, checkpoints.restore(done, state)
+
+    def _leave(self, optimizer, path: Path) -> None:
+        """Writes the optimiser's last state for a fit that goes on from here."""
+        leave(path, optimizer)
 
     def _regular(self, done: int) -> bool:
         return done % self.settings.checkpoint_every == 0 or done == self.total
@@ -339,6 +349,7 @@ class Fit:
             "data": data,
             "start": self.base.hash if self.settings.lora is None else tree_hash(self.start),
             **{name: adapter_hash(policy) for name, policy in self.policies.items()},
+            **(self.carried.identity() if self.carried else {}),
             **{
                 f"objective.{name}": value
                 for name, value in dataclasses.asdict(self.objective).items()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import steps_per_epoch
+from selfevo_jax.learn.carried import Carried
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.models.lora import Adapter, LoraConfig
 from selfevo_jax.text.render import TokenExample
@@ -124,6 +125,7 @@ class Trainer(Protocol):
         reference: Adapter | None = None,
         anchor: Adapter | None = None,
         store: Path | None = None,
+        carried: Carried | None = None,
         on_step: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> FitResult:
         """Trains and returns; `folder` keeps checkpoints and metrics and makes it resumable.
@@ -133,6 +135,7 @@ class Trainer(Protocol):
         anchor     adapter of `inpo`'s second frozen policy (None: the base itself)
         store      folder of reference log-probs; fits that share it (rounds, sweeps over beta)
                    compute each only once (None: `folder`/reference)
+        carried    where the optimiser's state comes from and goes to (None: fresh, and dropped)
         on_step    called with each step's metrics
 
         Raises `UserError` for examples that must not be trained on, a folder that holds another

@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from selfevo_jax.learn.batches import check_examples
+from selfevo_jax.learn.carried import Carried
 from selfevo_jax.learn.fit import Base, Fit
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitResult, FitSettings, Trainer
@@ -61,6 +62,7 @@ class JaxTrainer:
         reference: Adapter | None = None,
         anchor: Adapter | None = None,
         store: Path | None = None,
+        carried: Carried | None = None,
         on_step: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> FitResult:
         """See `Trainer.fit`."""
@@ -71,6 +73,7 @@ class JaxTrainer:
             examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
         )
         fit = Fit(
-            self.base, examples, objective, settings, Path(folder), start, reference, anchor, store
-        )
+            self.base, examples, objective, settings, Path(folder), start, reference, anchor, store,
+            carried,
+        )  # fmt: skip
         return fit.run(on_step)

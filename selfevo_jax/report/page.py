@@ -30,7 +30,9 @@ MAX_POINTS = 400  # of a curve in one round
 BINS = 24
 SCRIPTS = ("base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "page.js")
 LIVE_SCRIPTS = ("live.js",)
-SHOWN = "rounds gains totals cost stages trainings tables gauges accepted".split()  # of the summary
+SHOWN = (
+    "rounds gains totals cost stages trainings tables gauges accepted overlap".split()
+)  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 

@@ -29,6 +29,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
     `rounds[i].goodput`: how the seconds of its training were spent, see `costs.goodput`.
     `gauges` and `accepted`: one row for every trained policy that was gauged or decided on.
     `trainings`: one row for every stage that trains. `tables`: what the method concludes.
+    `overlap`: for every training what its records share with held-out questions, before it began.
     Raises UserError for a damaged file.
     """
     folder = RunFolder(workdir)
@@ -45,6 +46,7 @@ def summarise(workdir: str | Path) -> dict[str, Any]:
         "accepted": _concluded(folder, "accept"),
         "trainings": list(_trainings(folder)),
         "tables": [{"name": name, "rows": _table(folder, name)} for name in run.get("tables", [])],
+        "overlap": _overlap(folder),
         "rounds": rounds,
         "gains": _gains(answers),
         "totals": _totals(rounds),
@@ -91,6 +93,17 @@ def _table(folder: RunFolder, name: str) -> list[dict[str, Any]]:
     number, _, stage = name.partition("/")
     rows = folder.rows(int(number.removeprefix("round_")), stage, needs=("values",))
     return [row["values"] for row in rows]
+
+
+def _overlap(folder: RunFolder) -> list[dict[str, Any]]:
+    """The overlap.json of every training (`selfevo_jax.evolve.overlap`), with its stage."""
+    found = []
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            name = f"round_{number:02d}/{stage}"
+            if told := folder.document(f"{name}/overlap.json"):
+                found.append({"stage": name, **told})
+    return found
 
 
 def _answers(folder: RunFolder, number: int) -> dict[str, dict[str, Row]]:

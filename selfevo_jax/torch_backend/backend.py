@@ -25,7 +25,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxBackend, JaxModel, lineage_of
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.training import Training
+from selfevo_jax.evolve.training import Training, carried_of
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.records import Example, Pair, Prompt, Sample
 from selfevo_jax.sample.protocol import Generator
@@ -147,12 +147,13 @@ class TorchBackend(JaxBackend):
         folder: Path,
         store: Path,
         on_step: Callable[[int, str], None],
+        carry: bool = False,
     ) -> dict[str, int]:
         """See `Backend.fit`: in this process, or in a group of them that is started for it."""
         self.model.release_generator()
         records, group = list(examples), self._group
         origin = lineage_of(folder, start, reference)
-        stage = Stage(start.adapter, reference.adapter, folder, store, origin)
+        stage = Stage(start.adapter, reference.adapter, folder, store, origin, carry)
         if group.deepspeed is None:
             return self.fit_here(records, training, stage, on_step)
         self.model.release_decoder()
@@ -202,6 +203,7 @@ class TorchBackend(JaxBackend):
             start=model.adapter(stage.start)[0],
             reference=model.applied(stage.reference),
             store=stage.store,
+            carried=carried_of(stage.start, stage.folder) if stage.carry else None,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
         if writes:
@@ -231,17 +233,18 @@ class Stage:
     folder: Path
     store: Path
     origin: Mapping[str, Any]
+    carry: bool  # the optimiser's state from the start's training, and to the next one
 
     def to_json(self) -> dict[str, Any]:
         """For the processes of a group."""
         paths = {name: _text(getattr(self, name)) for name in _PATHS}
-        return paths | {"origin": dict(self.origin)}
+        return paths | {"origin": dict(self.origin), "carry": self.carry}
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Stage:
         """The way back."""
         paths = {name: None if saved[name] is None else Path(saved[name]) for name in _PATHS}
-        return cls(**paths, origin=saved["origin"])
+        return cls(**paths, origin=saved["origin"], carry=saved["carry"])
 
 
 _PATHS = ("start", "reference", "folder", "store")

@@ -20,10 +20,12 @@ import torch
 from flax.traverse_util import flatten_dict
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.learn.carried import refuse_other
 from selfevo_jax.torch_backend.engine import Cell, Engine
-from selfevo_jax.weights.storage import atomic_folder, sha256_of_file
+from selfevo_jax.weights.storage import atomic_file, atomic_folder, sha256_of_file
 
 STATE, META = "state.safetensors", "meta.json"
+STEPS = "steps"  # a tensor of its own in a file of moments
 
 
 class TorchCheckpoints:
@@ -113,6 +115,27 @@ class TorchCheckpoints:
                 + "; ".join(changed)
                 + ". Use the old settings or another folder"
             )
+
+
+def leave_moments(path: Path, moments: Mapping[str, Any], steps: int, engine: Engine) -> None:
+    """Writes moments that remember `steps` steps; all processes call, and the first one writes."""
+    tensors = {name: engine.read(cell).cpu().contiguous() for name, cell in _named(moments).items()}
+    if engine.rank == 0:
+        with atomic_file(path) as unfinished:
+            safetensors.torch.save_file(tensors | {STEPS: torch.tensor(steps)}, unfinished)
+
+
+def go_on_with(path: Path, moments: Mapping[str, Any], engine: Engine) -> int:
+    """Puts what `leave_moments` has written into the cells; how many steps they remember.
+
+    Raises UserError where the file was left by another optimiser, or for other parameters.
+    """
+    saved, into = safetensors.torch.load_file(path), _named(moments)
+    steps = int(saved.pop(STEPS, torch.tensor(0)))
+    refuse_other(path, set(saved), set(into))
+    for name, cell in into.items():
+        engine.write(cell, saved[name])
+    return steps
 
 
 def _named(state: Mapping[str, Any]) -> dict[str, Cell]:

@@ -44,6 +44,7 @@ class Optimizer(torch.optim.Optimizer):
         self.moments, self.clip = MOMENTS[name], clip
         self._rule = {"adamw": self._adamw, "lion": self._lion}[name]
         self._rate, self.count = rate, 0
+        self.earlier = 0  # steps of fits before this one that the moments remember
         groups: dict[float, list[Tensor]] = {}
         for parameter, is_decayed in zip(parameters, decayed, strict=True):
             groups.setdefault(weight_decay if is_decayed else 0.0, []).append(parameter)
@@ -90,7 +91,7 @@ class Optimizer(torch.optim.Optimizer):
         (b1, b2), mu, nu = _ADAM, state["mu"], state["nu"]
         mu.mul_(b1).add_(grad, alpha=1 - b1)
         nu.mul_(b2).addcmul_(grad, grad, value=1 - b2)
-        first, second = (_correction(decay, self.count + 1) for decay in _ADAM)
+        first, second = (_correction(decay, self.earlier + self.count + 1) for decay in _ADAM)
         return (mu / first) / ((nu / second).sqrt() + _EPSILON)
 
     def _lion(self, state: dict[str, Tensor], grad: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ import jax
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import check_examples
+from selfevo_jax.learn.carried import Carried
 from selfevo_jax.learn.fit import Base, Fit
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitResult, FitSettings
 from selfevo_jax.models.lora import Adapter, adapter
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.text.render import TokenExample
-from selfevo_jax.torch_backend.checkpoints import TorchCheckpoints
+from selfevo_jax.torch_backend.checkpoints import TorchCheckpoints, go_on_with, leave_moments
 from selfevo_jax.torch_backend.engine import Alone, Cell, Engine
 from selfevo_jax.torch_backend.lora import (
     Slot,
@@ -68,6 +69,7 @@ class TorchTrainer:
         reference: Adapter | None = None,
         anchor: Adapter | None = None,
         store: Path | None = None,
+        carried: Carried | None = None,
         on_step: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> FitResult:
         """See `Trainer.fit`. The decoder is afterwards as it was before."""
@@ -84,8 +86,9 @@ class TorchTrainer:
             self._hash, self._tokenizer_hash, self._processes,
         )  # fmt: skip
         fit = TorchFit(
-            base, examples, objective, settings, Path(folder), start, reference, anchor, store
-        )
+            base, examples, objective, settings, Path(folder), start, reference, anchor, store,
+            carried,
+        )  # fmt: skip
         return fit.run_on(decoder, self._engine, on_step)
 
 
@@ -164,12 +167,19 @@ class TorchFit(Fit):
             for moment in (None, *self._optimizer.moments)
         }
         state = {"trainable": cells.pop(None), "optimizer": cells}
+        if self.carried and self.carried.before:
+            self._optimizer.earlier = go_on_with(self.carried.before, cells, self._engine)
         done = checkpoints.latest()
         if done is None:
             return 0, state
         checkpoints.restore(done, state)
         self._optimizer.count = done
         return done, state
+
+    def _leave(self, optimizer: dict[str, Any], path: Path) -> None:
+        """Writes the moments, and how many steps they remember."""
+        steps = self._optimizer.earlier + self._optimizer.count
+        leave_moments(path, optimizer, steps, self._engine)
 
     def _result(self, last: dict[str, Any]) -> dict:
         """The tree that the fit gives: the last, or the best by the held-out loss."""

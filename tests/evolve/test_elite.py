@@ -135,12 +135,25 @@ def test_ties_human_critiques_and_learning_the_answer(method, tmp_path):
     first(
         "baselines=()", "evaluate.n=2", f"human.file={people}", "human.share=1.0",
         f"examples.file={shown}", "examples.from_critiques=false", "adapters=ties",
+        "accept.questions=2", "accept.tolerance=1.0", "accept.lost=1.0",
     )  # fmt: skip
     mixed = first.rows("round_01/mix")
     assert [row["text"] for row in mixed if row["policy"] == "human"] == ["It is fine."]
     assert len(mixed) == 6
     assert (first.workdir / "round_02/merge/adapter/adapter_model.safetensors").exists()
     assert {row["policy"] for row in first.rows("round_02/evaluate")} == {"round_02.merge"}
+
+
+def test_a_refused_adapter_is_not_merged(method):
+    """With a tolerance below zero every round has to gain, and a random model gains nothing."""
+    run = method("refused")
+    run(
+        "rounds=2", "prompts.n=2", "baselines=()", "evaluate.n=2", "adapters=ties",
+        "accept.questions=2", "accept.tolerance=-1.0",
+    )  # fmt: skip
+    (decided,) = [row["values"] for row in run.rows("round_02/accept")]
+    assert (decided["policy"], decided["accepted"]) == ("round_02", False)
+    assert not (run.workdir / "round_02/merge").exists()
 
 
 def test_a_wrong_choice_is_one_message(method):

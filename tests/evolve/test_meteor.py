@@ -7,11 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import criteria, guiding, meteor
 from selfevo_jax.evolve.launch import check_config
+from selfevo_jax.learn.carried import OPTIMIZER
 from selfevo_jax.records import Example, Pair, Prompt, Row, Sample
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -120,6 +122,19 @@ def test_only_what_was_judged_right_is_learned(taught):
     (one, two) = [row["values"] for row in taught.rows("round_03/turns")]
     assert one["failed"] > 0 and one["right"] + one["wrong"] + one["failed"] == one["n"]
     assert one["n"] + two["n"] == len(said)
+
+
+def test_the_optimiser_goes_on_from_burst_to_burst(taught):
+    """Adam's own count of steps runs through; nothing is left by the other trainings."""
+    steps = 0
+    for number in (2, 3):
+        folder = taught.workdir / f"round_0{number}/train"
+        steps += len((folder / "metrics.jsonl").read_text().splitlines())
+        left = load_file(folder / OPTIMIZER)
+        assert [int(array) for name, array in left.items() if name.endswith("count")] == [steps]
+        assert OPTIMIZER in json.loads((folder / "stage.json").read_text())["files"]
+    for number in (1, 4):
+        assert not (taught.workdir / f"round_0{number}/train" / OPTIMIZER).exists()
 
 
 def test_self_training_compares_two_decodings_of_one_question(taught):

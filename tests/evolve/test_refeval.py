@@ -223,6 +223,29 @@ def test_a_gap_that_is_too_small_makes_no_pair():
     assert contests.best_against_worst(rows, [row], least_gap=0.3) == []
 
 
+def test_rejected_answers_of_round_0_are_the_worst_of_the_bases():
+    def drawn(policy: str, seed: int) -> Sample:
+        return Sample.make(
+            prompt_id=PROMPT.id, parent_id=PROMPT.id, text=f"{policy} {seed}", tokens=(seed,),
+            logps=(-1.0,), finish="stop", seed=seed, policy=policy,
+        )  # fmt: skip
+
+    new, old = ([drawn(policy, n) for n in (1, 2)] for policy in ("round_01", "base"))
+    scores = dict(zip((s.id for s in [*new, *old]), (0.1, 0.7, 0.9, 0.3), strict=True))
+
+    def texts(samples: list[Sample], rejected_by: str) -> list[tuple[str, str]]:
+        rows = [(sample, PROMPT) for sample in samples]
+        mine = {s.id: scores[s.id] for s in samples}
+        scored = [Row.make(source_id=PROMPT.id, values={"scores": mine})]
+        made = contests.best_against_worst(rows, scored, 0.0, rejected_by)
+        return [(pair.chosen, pair.rejected) for pair in made]
+
+    assert texts([*new, *old], "base") == [("round_01 2", "base 2")]
+    assert texts([*new, *old], "policy") == [("base 1", "round_01 1")]
+    assert texts(old, "base") == [("base 1", "base 2")]  # the policy is still the base
+    assert texts([new[0], *old], "base") == []  # nothing of the policy's is better
+
+
 def test_likeness_is_to_the_reference():
     one, two = sample("four", 1), sample("it is 4", 2)
     reference = Row.make(source_id=PROMPT.id, values={"text": "it is 4"})

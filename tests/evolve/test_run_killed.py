@@ -1,4 +1,4 @@
-"""A miniature run with every stage real, killed with SIGKILL at five random moments."""
+"""Miniature runs with every stage real, killed with SIGKILL at several moments."""
 
 import os
 import random
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny"
+QUICKSTART = (f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny",)
+COMBINED = (f"--config={ROOT / 'configs' / 'combined.py'}:both-tiny", "--config.betas=(0.05,)")
 # Wall clock, and what a killed run and an undisturbed one may name differently.
 TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
 MOMENTS = (
@@ -26,6 +27,13 @@ MOMENTS = (
     "round_02/train/checkpoints",
     "round_02/train/adapter",
 )
+MOMENTS_OF_A_COMBINATION = (
+    "round_01/reflection.revise/records.part.jsonl",
+    "round_01/judge/records.part.jsonl",
+    "round_01/beta_0.05.train/checkpoints",
+    "round_02/uncertainty/records.part.jsonl",
+    "round_02/beta_0.05.train/adapter",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +42,10 @@ def environment(tmp_path_factory):
     return os.environ | {"SELFEVO_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
-def start(workdir: Path, environment, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "selfevo_jax.cli", "run", CONFIG, f"--workdir={workdir}"]
+def start(workdir: Path, environment, config: tuple[str, ...]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "selfevo_jax.cli", "run", *config, f"--workdir={workdir}"]
     with open(workdir.with_suffix(".out"), "a") as said:
-        return subprocess.Popen(
-            [*command, *more], cwd=ROOT, env=environment, stdout=said, stderr=said
-        )
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
 
 def content(workdir: Path) -> dict[str, bytes]:
@@ -51,9 +57,9 @@ def content(workdir: Path) -> dict[str, bytes]:
     }
 
 
-def kill_at(workdir: Path, environment, moment: str, delay: float) -> bool:
+def kill_at(workdir: Path, environment, config, moment: str, delay: float) -> bool:
     """Starts the run, kills it `delay` seconds after `moment` exists; False if it ended first."""
-    process = start(workdir, environment)
+    process = start(workdir, environment, config)
     limit = time.monotonic() + 240
     while not (workdir / moment).exists() and process.poll() is None:
         assert time.monotonic() < limit, f"{moment} never came"
@@ -67,23 +73,36 @@ def kill_at(workdir: Path, environment, moment: str, delay: float) -> bool:
     return True
 
 
-def test_killed_five_times_gives_the_same_bytes(tmp_path, environment):
+def killed_like_whole(tmp_path, environment, config, moments, rng) -> Path:
+    """7.1 k: a run killed at these moments and gone on with has the bytes of a whole run."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, environment).wait(300) == 0, (tmp_path / "whole.out").read_text()
-    rng = random.Random(20)
-    moments = sorted(rng.sample(MOMENTS, 5), key=MOMENTS.index)
-    kills = [kill_at(killed, environment, moment, rng.uniform(0, 0.05)) for moment in moments]
+    assert start(whole, environment, config).wait(600) == 0, (tmp_path / "whole.out").read_text()
+    kills = [kill_at(killed, environment, config, m, rng.uniform(0, 0.05)) for m in moments]
     assert sum(kills) >= 4, f"too few kills hit a running process: {kills} at {moments}"
-    assert start(killed, environment).wait(300) == 0, (tmp_path / "killed.out").read_text()
+    assert start(killed, environment, config).wait(600) == 0, (tmp_path / "killed.out").read_text()
     expected, found = content(whole), content(killed)
     assert expected.keys() == found.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
-    assert "round_02/train/adapter/adapter_model.safetensors" in found
     assert not list(killed.rglob("*.part.jsonl")) and not list(killed.rglob("*.tmp"))
+    return killed
 
-    again = start(killed, environment)
-    assert again.wait(300) == 0
+
+def test_killed_five_times_gives_the_same_bytes(tmp_path, environment):
+    rng = random.Random(20)
+    moments = sorted(rng.sample(MOMENTS, 5), key=MOMENTS.index)
+    killed = killed_like_whole(tmp_path, environment, QUICKSTART, moments, rng)
+    before = content(killed)
+    assert "round_02/train/adapter/adapter_model.safetensors" in before
+
+    assert start(killed, environment, QUICKSTART).wait(300) == 0
     said = killed.with_suffix(".out").read_text().rpartition("plan")[2]
     assert said.count("finished before, nothing to do") == 13
     assert "loading random:tiny" not in said
-    assert content(killed) == expected
+    assert content(killed) == before
+
+
+@pytest.mark.slow
+def test_a_combination_killed_five_times_gives_the_same_bytes(tmp_path, environment):
+    moments, rng = MOMENTS_OF_A_COMBINATION, random.Random(20)
+    killed = killed_like_whole(tmp_path, environment, COMBINED, moments, rng)
+    assert (killed / "round_02/beta_0.05.train/adapter/adapter_model.safetensors").exists()

@@ -55,6 +55,7 @@ from selfevo_jax.judge.checkers import choice_letter, exact_match, exact_number,
     ],
 )
 def test_exact_number(text, gold, correct):
+    """7.1 i: the whole number is compared, never a part of it."""
     check = exact_number(text, gold)
     assert check.correct is correct
     assert check.score == float(correct)

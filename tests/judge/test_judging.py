@@ -52,6 +52,10 @@ def test_scores_are_mean_probabilities_over_all_comparisons():
     assert best_and_worst(scores) == ("x", "y")
     assert best_and_worst(scores, 0.5) is None
     assert best_and_worst({"x": 0.5, "y": 0.5}) is None and best_and_worst({}) is None
+    two = {"a": 0.4, "b": 0.9, "c": 0.6, "d": 0.2}
+    assert best_and_worst(two, older={"b", "c"}) is None  # the best of a, d is not above c
+    assert best_and_worst(two, older={"c", "d", "z"}) == ("b", "d")
+    assert best_and_worst(two, older={"z"}) is None is best_and_worst(two, older=set(two))
 
 
 def test_wins_count_ties_half_and_failures_not_at_all():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.learn.carried import Carried
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
@@ -80,6 +81,26 @@ def test_kto_begins_at_one_half_and_learns(trainer, pairs, tmp_path):
     fit = trainer.fit(pairs, Objective("kto", beta=0.5), settings, tmp_path)
     assert fit.metrics[0]["loss"] == pytest.approx(0.5, abs=1e-6)
     assert fit.metrics[-1]["loss"] < 0.499 and fit.metrics[-1]["kl"] > 0
+
+
+def test_two_fits_over_which_the_optimiser_goes_on_are_one(trainer, pairs, tmp_path):
+    """All pairs in every batch, so that the order in which they come makes no difference."""
+    settings = dataclasses.replace(SETTINGS, batch_size=len(pairs), schedule="constant", steps=2)
+    objective, (one, two) = Objective("sft"), (tmp_path / "one.file", tmp_path / "two.file")
+    whole = trainer.fit(pairs, objective, dataclasses.replace(settings, steps=4), tmp_path / "all")
+    first = trainer.fit(pairs, objective, settings, tmp_path / "a", carried=Carried(None, one))
+    second = trainer.fit(
+        pairs, objective, settings, tmp_path / "b", start=first.trained, carried=Carried(one, two)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), second.trained, whole.trained
+    )
+    fresh = trainer.fit(pairs, objective, settings, tmp_path / "c", start=first.trained)
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), fresh.trained, whole.trained)
+    assert max(jax.tree.leaves(apart)) > 1e-4
+    with pytest.raises(UserError, match="left by another"):
+        other = dataclasses.replace(settings, optimizer="lion")
+        trainer.fit(pairs, objective, other, tmp_path / "d", carried=Carried(one, two))
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

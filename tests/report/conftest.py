@@ -141,6 +141,10 @@ def training_round(folder, generator, task, number):
     sealed = {"stage": {"inputs": {"pair": "0", "policy": "1"}}, "counts": {"examples": len(pairs)}}
     (folder / "train").mkdir()
     (folder / "train/stage.json").write_text(json.dumps(sealed))
+    match = {"record": pairs[0].id, "item": "2" * 16, "span": HOSTILE, "exact": number == 2}
+    shared = {"task": task.name, "records": len(pairs), "tested": 300, "items": 1}
+    told = shared | {"exact": int(match["exact"]), "matches": [match]}
+    (folder / "train/overlap.json").write_text(json.dumps(told))
     write_rows(folder / "train" / "metrics.jsonl", metrics(generator, 60, 4 * number))
     speeds = [{"step": i, "seconds": 0.7, "mfu": 0.25 + i % 2 / 10} for i in range(60)]
     write_rows(folder / "train" / "timings.jsonl", speeds)

@@ -92,8 +92,9 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     assert "300 held-out questions" in lead
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
     assert headings == ["Accuracy", "What the method concludes", "Training", "Gauges and decisions",
-                        "Answer lengths", "Judges", "Answers before and after", "Training pairs",
-                        "Lineage", "Compute", "Repeat this run"]  # fmt: skip
+                        "Training records and held-out questions", "Answer lengths", "Judges",
+                        "Answers before and after", "Training pairs", "Lineage", "Compute",
+                        "Repeat this run"]  # fmt: skip
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
 
 
@@ -137,7 +138,7 @@ def test_goodput_is_shown_where_a_run_tells_it(driver, page_file, tmp_path):
     )  # fmt: skip
     driver.get(told.as_uri())
     table = driver.find_element(By.CSS_SELECTOR, "#cost [aria-label='Goodput of training']")
-    assert table.text.split("\n") == [
+    assert table.text.split("\n")[-2:] == [
         "Training Goodput steps compile again", "round 1 90.0 % 1 min 30 s 8.0 s 2.0 s",
     ]  # fmt: skip
     assert driver.get_log("browser") == []
@@ -174,6 +175,16 @@ def test_the_page_of_an_evaluation_picks_what_was_fixed_or_broken(driver, tmp_pa
     assert [x.text for x in driver.find_elements(By.CSS_SELECTOR, "#items del, #items ins")] == [
         "5", "4"
     ]  # fmt: skip
+
+
+def test_overlap_is_shown(shown):
+    trainings, spans = shown.find_elements(By.CSS_SELECTOR, "#overlap table")
+    rows = [row.text.split() for row in trainings.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    assert [(row[0], row[2:]) for row in rows] == [
+        ("round_01/train", ["300", "1", "0"]),
+        ("round_02/train", ["300", "1", "1"]),
+    ]
+    assert spans.get_attribute("textContent").count("</script>") == 4  # shown, not run
 
 
 # Number of colours in a PNG and the mean level of the commonest one.

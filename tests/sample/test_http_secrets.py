@@ -72,7 +72,7 @@ def test_a_secret_does_not_print_copy_or_compare():
 
 
 def test_the_canary_is_nowhere(serve, tmp_path, caplog, monkeypatch):
-    """Every log at its most talkative, the cache, records, errors with their locals."""
+    """7.1 l: every log at its most talkative, the cache, records, errors with their locals."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SOME_KEY", CANARY)
     server = serve(lambda number: random.Random(number).choice(["", "500", "429", "cut"]))
@@ -105,6 +105,7 @@ def test_the_canary_is_nowhere(serve, tmp_path, caplog, monkeypatch):
 
 
 def test_the_key_is_not_on_the_command_line_of_a_process_that_uses_it(serve):
+    """7.1 l."""
     server = serve()
     code = (
         "from selfevo_jax.sample.http.client import HttpGenerator\n"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.learn.carried import Carried
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.learn.trainer import JaxTrainer
@@ -130,6 +131,17 @@ def test_adapters_go_back_and_forth(tiny, tiny_params, decoder, pairs, tmp_path)
     theirs = peft.PeftModel.from_pretrained(plain.module, str(tmp_path / "adapter"))
     with torch.no_grad():
         np.testing.assert_allclose(theirs(torch.tensor(tokens)).logits, mine, atol=1e-4)
+
+
+def test_two_fits_over_which_the_optimiser_goes_on_are_one(decoder, pairs, tmp_path):
+    settings = replace(SHORT, batch_size=len(pairs), schedule="constant", warmup=0.0, steps=2)
+    trainer, one = TorchTrainer(decoder, base_hash="tiny"), tmp_path / "one.file"
+    fit = functools.partial(trainer.fit, pairs, Objective("sft"))
+    whole = fit(replace(settings, steps=4), tmp_path / "all")
+    first = fit(settings, tmp_path / "a", carried=Carried(None, one))
+    for label, carried, same in (("b", Carried(one, tmp_path / "x"), True), ("c", None, False)):
+        second = fit(settings, tmp_path / label, start=first.trained, carried=carried)
+        assert (max(differences(whole.trained, second.trained)) < 2e-5) is same
 
 
 class Killed(Exception):

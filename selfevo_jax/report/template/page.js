@@ -102,6 +102,18 @@ function gauges() {
       whole(row.gained), whole(row.lost)]), "Decisions by policy") : null);
 }
 
+function overlap() {
+  const rows = SUMMARY.overlap, spans = rows.flatMap((row) => row.matches.map((match) => [row.stage, match]));
+  if (!rows.length) return;
+  section("overlap", "Training records and held-out questions", make("p", {class: "note"},
+    "What each training's records share with the held-out questions: 13 words in a row, or the whole question. It was looked at before " +
+    "the training began, and decides nothing: shared spans are often quotations or the task's own wording."),
+  table([{name: "Training"}, ...["Records", "Questions", "Sharing words", "Whole question"].map((name) => ({name, number: true}))],
+    rows.map((row) => [row.stage, ...[row.records, row.tested, row.items, row.exact].map(whole)]), "Overlap by training"),
+  spans.length ? make("details", {}, make("summary", {}, "What is shared"), table([{name: "Training"}, {name: "Record"}, {name: "Question"}, {name: "Words"}],
+    spans.map(([stage, match]) => [stage, match.record, match.item, match.span]), "Shared words")) : null);
+}
+
 function lengths() {
   const {edges, rounds} = DATA.lengths;
   if (!rounds.length) return;
@@ -253,5 +265,5 @@ document.getElementById("run-name").append(visible(DATA.name));
 document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo run report`;
 document.getElementById("footer").append(visible(DATA.footer));
 theme();
-for (const part of [overview, accuracy, tables, training, gauges, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
+for (const part of [overview, accuracy, tables, training, gauges, overlap, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
 document.documentElement.dataset.ready = "true";
