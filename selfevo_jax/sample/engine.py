@@ -38,9 +38,9 @@ from selfevo_jax.sample.session import Progress, Session
 from selfevo_jax.text.tokenizer import Tokenizer
 
 FLOAT32 = Compute()
-# Tokens of a prompt that are read together: a CPU's matrix products of more rows are slower per
-# row (2 to 3 times at 256), an accelerator's faster.
-CHUNKS, CHUNK = {"cpu": 64}, 512
+# Tokens of a prompt that are read together, at most: enough for fast matrix products, few enough
+# that little of a chunk stays empty.
+CHUNKS, CHUNK = {"cpu": 128}, 512
 
 
 class JaxGenerator:
@@ -49,7 +49,7 @@ class JaxGenerator:
     `params` is a parameter tree (layers stacked, or already apart). `adapter` is applied on top
     of it for requests that name none, and one of `adapters` for those that name it; all are
     decoded together. A prompt and its answer have at most `max_length` tokens. `prompt_rows`
-    prompts are kept to be shared, and read `chunk` tokens at a time (None: what suits the
+    prompts are kept to be shared, and read at most `chunk` tokens at a time (None: what suits the
     platform); `steps` tokens are decoded between two looks at the queue. A completion depends
     on its request, on these five numbers and on the adapters, not on the other requests. With a
     `mesh`, parameters and caches are split over it.

@@ -2,8 +2,9 @@
 
 One cache row per prompt. A new prompt first takes over the beginning that it shares with any
 prompt in memory (same system turn, same examples; read by the same adapter), and only the rest
-is computed, `chunk` tokens at a time. What stands in a row beyond a prompt's end does no harm:
-slot = position, and no token sees a later position than its own.
+is computed, `chunk` tokens at a time, or half as many where that is enough. What stands in a row
+beyond a prompt's end does no harm: slot = position, and no token sees a later position than its
+own.
 """
 
 from __future__ import annotations
@@ -99,8 +100,9 @@ class Prompts:
         adapter_m = np.array([p.adapter for p in group] + [-1] * (self._lanes - lanes), np.int32)
         length_m = np.array([len(p.tokens) for p in group] + [0] * (self._lanes - lanes), np.int32)
         while (done_m < length_m).any():
-            count_m = np.clip(length_m - done_m, 0, self._chunk)
-            tokens_mt = np.zeros((self._lanes, self._chunk), np.int32)
+            size = self._size(int((length_m - done_m).max()))
+            count_m = np.clip(length_m - done_m, 0, size)
+            tokens_mt = np.zeros((self._lanes, size), np.int32)
             for lane, passage in enumerate(group):
                 tokens = passage.tokens[done_m[lane] : done_m[lane] + count_m[lane]]
                 tokens_mt[lane, : len(tokens)] = tokens
@@ -110,6 +112,10 @@ class Prompts:
         for row, passage in zip(taken[first:], group, strict=True):
             if self._known[row].tokens[: len(passage.tokens)] != passage.tokens:
                 self._known[row] = passage
+
+    def _size(self, left: int) -> int:
+        half = (self._chunk + 1) // 2
+        return self._chunk if left > half else half
 
     def _take_over(self, passage: Passage, most: int, taken: list[int]) -> tuple[int, int]:
         """(row, tokens it already holds) for a passage; the row is none of `taken`."""

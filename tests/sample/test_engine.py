@@ -224,7 +224,7 @@ def test_no_compilation_between_calls_of_different_sizes(tiny):
     requests = mixed_requests(40)
     engine = tiny.generator()
     list(engine.generate(requests))
-    list(engine.score([ScoreRequest("a", requests[0].messages, "fox")]))
+    list(engine.score(ScoreRequest(r.id, r.messages, "fox") for r in requests))
     before = compile_count()
     list(engine.generate(mixed_requests(17)[3:]))
     list(engine.generate(requests[:1]))
