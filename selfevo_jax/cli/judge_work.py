@@ -42,7 +42,7 @@ from selfevo_jax.text.prompt_files import PromptFile
 
 KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 POINTWISE = "pointwise"
-WIDTH = 140
+WIDTH = 160
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ from selfevo_jax.sample.protocol import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS, Reque
 from selfevo_jax.text.render import render_prompt
 from selfevo_jax.text.tokenizer import Tokenizer
 
+LEAST_CANDIDATES = 32
+
 
 class Kind(NamedTuple):
     """How a job must be decoded: cache length, beams (1: sampling), whether repetition is
@@ -154,8 +156,7 @@ class Queue:
             next(size for size in self._lengths if size >= tokens),
             beams,
             sampling.repetition_penalty != 1,
-            # Enough that as many beams go on when all that can end do.
-            beams * (1 + stops) if beams > 1 else looked,
+            _candidates(beams, stops) if beams > 1 else looked,
         )
 
     def _render(self, request: Request) -> list[int]:
@@ -166,6 +167,14 @@ class Queue:
         if self._last is None or self._last[0] != key:
             self._last = (key, render_prompt(self._tokenizer, request.messages, request.prefix))
         return self._last[1]
+
+
+def _candidates(beams: int, stops: int) -> int:
+    """How many next tokens a search looks at: as many beams go on when all that can end do.
+
+    A power of two, so that few programs serve all searches.
+    """
+    return max(LEAST_CANDIDATES, 1 << (beams * (1 + stops) - 1).bit_length())
 
 
 def adapter_number(adapters: Mapping[str | None, int], id: str, name: str | None) -> int:

@@ -1,5 +1,6 @@
 """The same engine on eight virtual devices (data 2 x fsdp 2 x tensor 2): the same answers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.sample.protocol import Request, SamplingParams, ScoreRequest
 
 DEVICES = 8
+EXPECTED = "SELFEVO_TEST_EXPECTED"  # the file with what one device says
 
 
 def requests() -> list[Request]:
@@ -25,9 +27,20 @@ def requests() -> list[Request]:
     ]
 
 
-def test_a_mesh_gives_the_same_answers(request):
-    """Runs `test_on_eight_devices` in a process that has them."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+def given() -> list[ScoreRequest]:
+    return [ScoreRequest(r.id, r.messages, "over the barn") for r in requests()[:6]]
+
+
+def test_a_mesh_gives_the_same_answers(request, tiny, tmp_path):
+    """Runs `test_on_eight_devices` in a process that has them; one device answers here."""
+    engine = tiny.generator()
+    answers = {done.id: [done.tokens, done.logps] for done in engine.generate(requests())}
+    scores = [score.logps for score in engine.score(given())]
+    (tmp_path / "expected.json").write_text(json.dumps({"answers": answers, "scores": scores}))
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        EXPECTED: str(tmp_path / "expected.json"),
+    }
     test = f"{Path(__file__)}::test_on_eight_devices"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
@@ -39,16 +52,17 @@ def test_a_mesh_gives_the_same_answers(request):
 def test_on_eight_devices(tiny):
     if jax.device_count() < DEVICES:
         pytest.skip("started by test_a_mesh_gives_the_same_answers with eight devices")
+    expected = json.loads(Path(os.environ[EXPECTED]).read_text())
     mesh = make_mesh("2,2,2")
-    settings = dict(slots=4, prompt_rows=4)
-    plain = {c.id: c for c in tiny.generator(**settings).generate(requests())}
-    split = tiny.generator(mesh=mesh, **settings)
-    for completion in split.generate(requests()):
-        assert completion.tokens == plain[completion.id].tokens
-        np.testing.assert_allclose(completion.logps, plain[completion.id].logps, atol=1e-4)
-    wanted = [ScoreRequest(r.id, r.messages, "over the barn") for r in requests()[:6]]
-    for ours, theirs in zip(split.score(wanted), tiny.generator().score(wanted), strict=True):
-        np.testing.assert_allclose(ours.logps, theirs.logps, atol=1e-4)
+    split = tiny.generator(mesh=mesh, slots=4, prompt_rows=4)
+    found = list(split.generate(requests()))
+    assert {completion.id for completion in found} == set(expected["answers"])
+    for completion in found:
+        tokens, logps = expected["answers"][completion.id]
+        assert list(completion.tokens) == tokens
+        np.testing.assert_allclose(completion.logps, logps, atol=1e-4)
+    for ours, theirs in zip(split.score(given()), expected["scores"], strict=True):
+        np.testing.assert_allclose(ours.logps, theirs, atol=1e-4)
     with pytest.raises(UserError, match="slots 6"):
         tiny.generator(mesh=mesh, slots=6)
 
