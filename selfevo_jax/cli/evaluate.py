@@ -152,7 +152,10 @@ def _evaluation(arguments: argparse.Namespace, progress):
     if arguments.model.startswith(("http://", "https://")):
         model: Any = _remote(arguments)
     else:
-        local = JaxModel(arguments.model, compute_settings(arguments), progress)
+        compute = compute_settings(arguments)
+        if arguments.limit is not None:  # more rows than replies would only take memory
+            compute["slots"] = min(compute["slots"], arguments.limit * arguments.repeats)
+        local = JaxModel(arguments.model, compute, progress)
         model = LocalModel(local, Path(arguments.adapter) if arguments.adapter else None)
     sampling, most = sampling_of(arguments.gen_kwargs)
     wording = Wording(

@@ -50,9 +50,4 @@ function detail(row) {
     row.before ? make("div", {class: "sides"}, reply(row.before, "Before", side(runs, "old", "del")), after) : after];
 }
 
-document.getElementById("run-name").append(visible(DATA.name));
-document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo evaluation`;
-document.getElementById("footer").append(visible(DATA.footer));
-theme();
-for (const part of [figures, items]) part();
-document.documentElement.dataset.ready = "true";
+present("evaluation", [figures, items]);

@@ -261,9 +261,4 @@ function repeat() {
     make("details", {}, make("summary", {}, "Settings"), facts(DATA.settings, "Settings")));
 }
 
-document.getElementById("run-name").append(visible(DATA.name));
-document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo run report`;
-document.getElementById("footer").append(visible(DATA.footer));
-theme();
-for (const part of [overview, accuracy, tables, training, gauges, overlap, lengths, judges, answers, pairs, lineage, cost, repeat]) part();
-document.documentElement.dataset.ready = "true";
+present("run report", [overview, accuracy, tables, training, gauges, overlap, lengths, judges, answers, pairs, lineage, cost, repeat]);

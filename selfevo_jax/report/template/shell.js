@@ -23,3 +23,13 @@ function theme() {
   dark.addEventListener("change", label);
   label();
 }
+
+// Names the page, draws its parts, and says that it is ready.
+function present(kind, parts) {
+  document.getElementById("run-name").append(visible(DATA.name));
+  document.title = `${DATA.name.replace(HIDDEN, "")} \u2013 selfevo ${kind}`;
+  document.getElementById("footer").append(visible(DATA.footer));
+  theme();
+  for (const part of parts) part();
+  document.documentElement.dataset.ready = "true";
+}
