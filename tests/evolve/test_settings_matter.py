@@ -53,7 +53,7 @@ WHEN: dict[str, list[list[str]]] = {
     "active": [["pool.most_similar=0.9", ACCEPT]],
     "combined": [
         [BAND, ACCEPT],
-        ["references.by=teacher", "judge=embedding"],
+        ["references.by=teacher", "judge=embedding", "prompts_by=k_centre"],
         ["references.by=file", "references.file=ROWS", "validation.by=preference"],
     ],
     "elite": [
@@ -124,7 +124,10 @@ def another(key: str, value: Any) -> str:
         return str((value or 6) + 1)
     if isinstance(value, float):
         return repr(value * 0.5 + 0.01)
-    return "zzz" if isinstance(value, str) else repr((*value, "zzz"))
+    if isinstance(value, str):
+        return "zzz"
+    last = value[-1] if value else "zzz"
+    return repr((*value, "zzz" if isinstance(last, str) else last * 2))
 
 
 def circumstances(name: str, rows: Path) -> list[list[str]]:
@@ -169,7 +172,7 @@ def rows(tmp_path_factory, cache):
 def test_every_common_setting_changes_something(rows):
     left_out = {"task.args", "method"}  # those of the task are in its stages; another method
     keys = [k for k in flat(common()) if k not in left_out and not told_elsewhere(k)]
-    assert len(keys) > 50 and idle("verified", keys, rows) == []
+    assert len(keys) > 40 and idle("verified", keys, rows) == []
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name in WHEN]
