@@ -10,6 +10,9 @@ WORKDIR ?= runs/quickstart
 TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
+# The packages whose coverage is looked at, and the licences that nothing installed may have.
+CORE := models learn sample judge evolve
+REFUSED := GNU General Public;GNU Affero;Server Side Public
 # One process per core, two at most: each process runs XLA's own threads as well.
 WORKERS ?= 2
 PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
@@ -37,7 +40,7 @@ types: install-test  ## check the types of the public modules
 
 audit: install  ## known weaknesses, and licences that the base install must not have
 	@$(INSTALL) audit
-	"$(BIN)/pip-audit" --local --skip-editable --progress-spinner=off
+	"$(BIN)/pip-audit" --strict --local --skip-editable --progress-spinner=off
 	"$(BIN)/pip-licenses" --from=mixed --format=markdown --fail-on="$(REFUSED)" --partial-match
 
 coverage: install-test  ## how much of the core its own tests reach

@@ -76,6 +76,8 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
 
 TRACK = ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"]
 
+AUDIT = ["pip-audit>=2.8,<3", "pip-licenses>=5,<6"]
+
 TEST = [
     *DOCS,  # the site must build without warnings
     *TRACK,
@@ -83,6 +85,7 @@ TEST = [
     "mypy>=1.15,<3",
     "openai>=2,<4",  # the official client against our server
     "pytest>=8.3,<10",
+    "pytest-cov>=6,<8",
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",
     "ruff>=0.14,<0.18",
@@ -111,6 +114,7 @@ EXTRAS = {
     "test": TEST,
     "parity": PARITY,
     "docs": DOCS,
+    "audit": AUDIT,
 }
 
 

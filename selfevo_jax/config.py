@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -205,12 +205,20 @@ def _parse(name: str, text: str, old: Any, kind: type) -> Any:
         return None
     if kind is float and type(value) is int:
         return float(value)
-    if kind in (tuple, list) and isinstance(value, tuple | list):
+    several = kind in (tuple, list) and isinstance(value, tuple | list)
+    if several and _alike(value, old):
         return tuple(value)
-    if type(value) is not kind:
+    if several or type(value) is not kind:
         example = "" if old is None else f", as in {old!r}"
         raise UserError(f"--config.{name}={text}: this setting is a {kind.__name__}{example}")
     return value
+
+
+def _alike(new: Sequence[Any], old: Sequence[Any]) -> bool:
+    """Whether values are of the kinds that stood there; whole numbers will do for floats."""
+    kinds = {type(one) for one in old}
+    kinds |= {int} if float in kinds else set()
+    return not kinds or {type(one) for one in new} <= kinds
 
 
 def _literal(text: str) -> Any:

@@ -51,6 +51,13 @@ def test_a_value_of_another_type_is_refused(override):
         value(override)
 
 
+def test_the_values_in_a_tuple_have_the_type_of_those_before():
+    refeval = QUICKSTART.replace("quickstart", "refeval")
+    assert load_config(refeval, ["betas=(1,0.5)"]).betas == (1, 0.5)
+    with pytest.raises(UserError, match=r"betas=\(1,'a'\): this setting is a tuple, as in \(0"):
+        load_config(refeval, ["betas=(1,'a')"])
+
+
 @pytest.mark.parametrize(
     ("override", "near"),
     [

@@ -108,7 +108,7 @@ def acquired(
         )
     if strategy in DIVERSITY:
         seer = base if run.config.acquire.similarity_by == "base" else policy
-        placed = pool.join(run.embed("embed", pool, seer, text_of), key="id")
+        placed = pool.join(run.embed("embed_questions", pool, seer, text_of), key="id")
         cover = partial(diverse_first if labelled is None else by_diversity, n=n, strategy=strategy)
         return run.gather("acquire", placed, cover, Row, given=labelled, most=n)
     replies = run.ask("reply", free, policy, question, run.config.reply)

@@ -264,7 +264,12 @@ class JaxBackend:
         if role.remote is not None:
             return content_id("server", *role.remote)
         model = self._local(role)
-        trained = file_sha256(Path(role.adapter) / WEIGHTS) if role.adapter else "none"
+        trained = "none"
+        if role.adapter:
+            weights = Path(role.adapter) / WEIGHTS
+            if not weights.is_file():
+                raise UserError(f"a role's adapter {role.adapter} is no PEFT folder: no {WEIGHTS}")
+            trained = file_sha256(weights)
         return content_id(model.hash, model.tokenizer.hash, trained)
 
     def generator(self, policy: Policy) -> Generator:

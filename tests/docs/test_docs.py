@@ -149,6 +149,17 @@ def test_settings_and_protocols_that_pages_name_exist():
     assert all(f"`{name}`" in judges for name in PROTOCOLS)
 
 
+def test_every_kind_of_failure_names_tests_that_exist():
+    rows = [line for line in (DOCS / "failures.md").read_text().splitlines() if line[:2] == "| "]
+    kinds = [row for row in rows if not row.startswith(("| failure |", "| --- |"))]
+    assert len(kinds) >= 29
+    for row in kinds:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / file).read_text(), re.MULTILINE), test
+
+
 def test_links_between_documents_lead_somewhere():
     for page in [*PAGES, *ROOT.glob("*.md")]:
         if page.name in {"CHANGELOG.md", *UNMARKED}:

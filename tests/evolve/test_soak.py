@@ -65,7 +65,7 @@ class Free:
     def train_settings(self, training):
         return training.settings()
 
-    def fit(self, examples, training, start, reference, folder, store, on_step):
+    def fit(self, examples, training, start, reference, folder, store, on_step, carry=False):
         count = sum(1 for _ in examples)
         write_json(folder / "adapter" / "adapter_config.json", {"from": start.name})
         (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 0.5, "tokens": 3}\n')
