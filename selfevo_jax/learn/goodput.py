@@ -51,6 +51,7 @@ class Goodput:
         self._doing, self._since = "idle", since
         self._step_began, self._waited = self._since, 0.0
         self._times: list[tuple[float, float]] = []
+        self._hosts: dict[str, Any] = {}
 
     def __enter__(self) -> Goodput:
         jax.monitoring.register_event_duration_secs_listener(self._compiled)
@@ -58,7 +59,7 @@ class Goodput:
 
     def __exit__(self, *error: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._compiled)
-        self.write()
+        self.write(**self._hosts)
 
     @contextlib.contextmanager
     def on(self, part: str) -> Iterator[None]:
@@ -101,12 +102,12 @@ class Goodput:
         self._from, self._spent = self._done, dict.fromkeys(PARTS, 0.0)
 
     def compare_hosts(self) -> None:
-        """Writes down every host's step times, and names those that hold the others up. All hosts
-        must come here."""
+        """Keeps every host's step times for the last line, and names those that hold the others up.
+        All hosts must come here."""
         hosts = told_by_all(step_times(self._times[1:]) | {"name": socket.gethostname()})
         if len(hosts) == 1:
             return
-        self.write(hosts=hosts)
+        self._hosts = {"hosts": hosts}
         for number in stragglers(hosts):
             host = hosts[number]
             log.warning(
