@@ -176,9 +176,8 @@ def table(out: Path) -> None:
 
 def summary(out: Path, done: dict[str, list[int]]) -> Iterator[str]:
     """What is missing, and one line per method: does its paper's direction hold?"""
-    missing = [
-        f"{TITLES[m]} seed {s}" for m, found in done.items() for s in SEEDS if s not in found
-    ]
+    owed = {m: [str(s) for s in SEEDS if s not in found] for m, found in done.items()}
+    missing = [f"{TITLES[m]} (seeds {', '.join(seeds)})" for m, seeds in owed.items() if seeds]
     yield f"**Missing:** {', '.join(missing)}.\n" if missing else "All runs are here.\n"
     yield "| method | the paper's direction | at this scale |\n| --- | --- | --- |"
     for method, seeds in done.items():

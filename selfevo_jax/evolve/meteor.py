@@ -3,9 +3,8 @@
 After Li et al., 2024 (METEOR). (1) The student writes a guideline to each question, a teacher
 answers along it, the student imitates the answers. (2) Part by part, the student answers with
 reasons, a teacher (or the task's checker) says right or gives advice, the student revises; only
-answers judged right are kept, and every `train_every` of them trained on by an optimiser that goes
-on. (3) The student learns to prefer its costly decoding to its cheap one, by token, so that length
-earns nothing.
+answers judged right are kept, and every `train_every` of them trained on. (3) The student learns
+to prefer its costly decoding to its cheap one, by token, so that length earns nothing.
 """
 
 from collections.abc import Iterator
@@ -13,24 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from selfevo_jax.evolve import guiding
 from selfevo_jax.evolve.criteria import compare, marked
-from selfevo_jax.evolve.guiding import (
-    advice_messages,
-    burst,
-    costly_over_cheap,
-    gold_reply,
-    guided,
-    judge_opinion,
-    last_question,
-    part_of,
-    reasoned,
-    requested,
-    revise_messages,
-    right_lesson,
-    rule_opinion,
-    turns,
-    wrong_answer,
-)  # fmt: skip
 from selfevo_jax.evolve.lessons import reply_lesson
 from selfevo_jax.evolve.run import (
     Example,
@@ -112,8 +95,8 @@ def meteor(run: Run) -> Policy:
     iterated = run.accept(iteration(run, numbers, prompts, distilled), distilled)
     evaluated.append(run.evaluate(iterated))
     next(numbers)
-    rejected = base if c.self_train.rejected_by == "base" else iterated
-    self_trained = run.accept(self_training(run, prompts, iterated, rejected), iterated)
+    older = base if c.self_train.rejected_by == "base" else iterated
+    self_trained = run.accept(self_training(run, prompts, iterated, older), iterated)
     evaluated.append(run.evaluate(self_trained))
     run.table("table", together(evaluated), accuracy)
     if c.criteria.questions:
@@ -125,37 +108,38 @@ def meteor(run: Run) -> Policy:
 def distillation(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
     """The student after imitating answers that were given along its guidelines."""
     c, teacher = run.config, run.role("teacher", student)
-    wanted = partial(requested, file=GUIDELINE, field=c.field)
+    wanted = partial(guiding.requested, file=GUIDELINE, field=c.field)
     guidelines = run.ask("guideline", prompts, student, wanted, c.guideline)
     rows = guidelines.join(prompts)
     if c.distil.by == "teacher" or c.distil.compare:
-        along = partial(guided, file=DISTIL, field=c.field, letters=c.letters)
+        along = partial(guiding.guided, file=DISTIL, field=c.field, letters=c.letters)
         answers = run.ask("distil", rows, teacher, along, c.distil.reply)
         if c.distil.compare:
-            freely, sides = partial(requested, file=UNGUIDED, field=c.field), ("with", "without")
+            sides = ("with", "without")
+            freely = partial(guiding.requested, file=UNGUIDED, field=c.field)
             others = run.ask("unguided", answers.join(prompts), teacher, freely, c.distil.reply)
             marked(run, "quality", [others, answers], prompts, sides, student, CRITERIA)
     if c.distil.by == "gold":
-        answers = run.map("gold", rows, gold_reply, Sample)
+        answers = run.map("gold", rows, guiding.gold_reply, Sample)
     learned = run.map("learn", answers.join(prompts), reply_lesson, Example)
     return run.train(learned, student, objective=SFT, learn=c.distil.learn)
 
 
 def iteration(run: Run, numbers: Iterator[int], prompts: View, student: Policy) -> Policy:
-    """The student after the bursts of training on its own answers that were judged right."""
+    """The student after bursts of training on its right answers; the optimiser goes on."""
     c = run.config
     kept, spent, opinions = list[View](), list[View](), list[View]()
     for number in islice(numbers, c.rounds):
-        part = partial(part_of, part=number - 2, parts=c.rounds)
+        part = partial(guiding.part_of, part=number - 2, parts=c.rounds)
         questions = run.gather("questions", prompts, part, Prompt)
         refine(run, questions, student, kept, opinions)
         waiting = together(kept).without(together(spent), "id") if spent else together(kept)
-        enough = partial(burst, every=c.iterate.train_every, last=number == c.rounds + 1)
+        enough = partial(guiding.burst, every=c.iterate.train_every, last=number == c.rounds + 1)
         learned = run.gather("burst", waiting, enough, Example, least=0)
         if learned.count:
             spent.append(learned)
             student = run.train(learned, student, objective=SFT, learn=c.iterate.learn, carry=True)
-    run.table("turns", together(opinions), turns)
+    run.table("turns", together(opinions), guiding.turns)
     return student
 
 
@@ -164,15 +148,15 @@ def refine(
 ) -> None:
     """Answer, opinion, revision, until all answers are right or the turns are used up."""
     c = run.config.iterate
-    how = partial(reasoned, file=ANSWER) if c.reasons else question
-    again = partial(revise_messages, file=REVISE, letters=run.config.letters)
+    how = partial(guiding.reasoned, file=ANSWER) if c.reasons else question
+    again = partial(guiding.revise_messages, file=REVISE, letters=run.config.letters)
     answers = run.ask("answer_1", questions, student, how, c.answer)
     for turn in range(1, c.turns + 1):
         said = opinion(run, turn, answers, questions, student)
         opinions.append(said)
         judged = answers.join(said, key="id").join(questions)
-        kept.append(run.map(f"keep_{turn}", judged, right_lesson, Example, least=0))
-        wrong = run.map(f"wrong_{turn}", judged, wrong_answer, Sample, least=0)
+        kept.append(run.map(f"keep_{turn}", judged, guiding.right_lesson, Example, least=0))
+        wrong = run.map(f"wrong_{turn}", judged, guiding.wrong_answer, Sample, least=0)
         if turn == c.turns or not wrong.count:
             return
         rows = wrong.join(said, key="id").join(questions)
@@ -186,19 +170,21 @@ def opinion(
     c = run.config
     if c.iterate.verdict == "checker":
         rows = answers.join(run.check(answers, questions, name=f"check_{turn}"))
-        return run.map(f"opinion_{turn}", rows, partial(rule_opinion, turn=turn), Row)
-    wanted, judge = partial(advice_messages, letters=c.letters), run.role("judge", student)
+        return run.map(f"opinion_{turn}", rows, partial(guiding.rule_opinion, turn=turn), Row)
+    wanted, judge = partial(guiding.advice_messages, letters=c.letters), run.role("judge", student)
     advice = run.ask(f"advice_{turn}", answers.join(questions), judge, wanted, c.iterate.advice)
-    return run.map(f"opinion_{turn}", advice.join(answers), partial(judge_opinion, turn=turn), Row)
+    return run.map(
+        f"opinion_{turn}", advice.join(answers), partial(guiding.judge_opinion, turn=turn), Row
+    )
 
 
-def self_training(run: Run, prompts: Records[Prompt], student: Policy, rejected: Policy) -> Policy:
-    """The student after learning to prefer its costly decoding to a cheap one by `rejected`."""
+def self_training(run: Run, prompts: Records[Prompt], student: Policy, older: Policy) -> Policy:
+    """The student after learning to prefer its costly decoding to the cheap one of `older`."""
     c = run.config.self_train
-    cheap = run.ask("cheap", prompts, rejected, question, c.cheap)
-    costly = run.ask("costly", cheap.join(prompts), student, last_question, c.costly)
+    cheap = run.ask("cheap", prompts, older, question, c.cheap)
+    costly = run.ask("costly", cheap.join(prompts), student, guiding.last_question, c.costly)
     rows = costly.join(cheap).join(prompts).groups("parent_id")
-    better = partial(costly_over_cheap, length_ratio=c.length_ratio)
+    better = partial(guiding.costly_over_cheap, length_ratio=c.length_ratio)
     pairs = run.map("pair", rows, better, Pair, why=SAME)
     ranking = {"loss": "ranking", "margin": c.margin, "beta": c.beta}
     return run.train(pairs, student, objective=ranking, learn=c.learn)
