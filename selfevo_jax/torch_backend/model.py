@@ -115,14 +115,20 @@ class Decoder:
         self, tokens_bt: Tensor, query: Layout, key: Layout, cache: Any | None = None
     ) -> Tensor:
         """States after the final norm [b, t, d]; `key` places what the cache gives (or `query`)."""
-        found = self.module.model(
-            input_ids=tokens_bt,
-            attention_mask=self._masks(query, key),
-            position_ids=query.positions,
-            past_key_values=cache,
-            use_cache=False,
-        )
+        with self._rounding():
+            found = self.module.model(
+                input_ids=tokens_bt,
+                attention_mask=self._masks(query, key),
+                position_ids=query.positions,
+                past_key_values=cache,
+                use_cache=False,
+            )
         return found.last_hidden_state
+
+    def _rounding(self) -> torch.autocast:
+        """Adapters are kept in float32; what they multiply is in `dtype`, as in JAX."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., v], soft-capped where the model is."""
@@ -181,5 +187,8 @@ def _empty_module(config: ModelConfig, dtype: torch.dtype) -> torch.nn.Module:
     described.dtype = dtype
     with no_init_weights():
         module = getattr(transformers, ARCHITECTURES[config.family])(described)
-    module.to(dtype).tie_weights()
+    # Not `module.to`, which would round the rotary frequencies as well.
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    module.tie_weights()
     return module.eval()
