@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.models.lora import LoraConfig
@@ -24,6 +26,29 @@ class Training:
         fit = dataclasses.asdict(self.fit)
         del fit["checkpoint_every"], fit["checkpoint_seconds"]
         return {"objective": dataclasses.asdict(self.objective), "learn": fit}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One training of a run: how, from which policy, compared with which, and where it is kept.
+
+    `folder` gets adapter/, metrics.jsonl and what a resume needs; `store` keeps the reference's
+    log-probs for every fitting of the run.
+    """
+
+    training: Training
+    start: Policy
+    reference: Policy
+    folder: Path
+    store: Path
+
+    def lineage(self) -> dict[str, Any]:
+        """What the adapter keeps of it: its round and stage, and the policies behind it."""
+        known = {
+            name: {"policy": policy.name, "hash": policy.hash}
+            for name, policy in (("start", self.start), ("reference", self.reference))
+        }
+        return {"round": self.folder.parent.name, "stage": self.folder.name, **known}
 
 
 def training_of(

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import check_examples
 from selfevo_jax.learn.fit import Base, Fit
 from selfevo_jax.learn.losses import Objective
@@ -53,7 +54,8 @@ class TorchTrainer:
         processes: int = 1,
     ):
         self.decoder, self._engine, self._processes = decoder, engine, processes
-        self._hash = f"{base_hash}+torch"  # its sums differ from JAX's in the last bits
+        # Its sums differ from JAX's in the last bits, and a packed base's from the full one's.
+        self._hash = "+".join(filter(None, (base_hash, decoder.quant, "torch")))
         self._tokenizer_hash = "none" if tokenizer is None else tokenizer.hash
 
     def fit(
@@ -75,6 +77,11 @@ class TorchTrainer:
         check_examples(
             examples, pairs=objective.pairs, max_length=longest, labels=objective.takes_labels
         )
+        if settings.lora is None and decoder.quant is not None:
+            raise UserError(
+                f"cannot train all parameters of this base: its kernels are stored as "
+                f"{decoder.quant}; load the base in full precision for this"
+            )
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),
