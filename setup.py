@@ -61,10 +61,13 @@ TORCH = [
     "transformers>=5.3,<6",  # a config could pull code before 5.3 (CVE-2026-4372)
 ]
 
+NF4 = ["bitsandbytes>=0.48,<0.50"]  # packs the base of backend=torch in 4 bits
+
 DEEPSPEED = ["deepspeed>=0.19,<0.20"]  # trains with several processes, see docs/gpus.md
 
 PARITY = [
     *TORCH,
+    *NF4,
     "datasets>=4,<6",
     "lm-eval[api]>=0.4.9,<0.5",
     "rouge-score>=0.1.2,<0.2",
@@ -106,6 +109,7 @@ EXTRAS = {
     "cuda": jax("[cuda12]"),
     "torch": TORCH,
     "deepspeed": [*TORCH, *DEEPSPEED],
+    "nf4": [*TORCH, *NF4],
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
     "tfds": ["tensorflow-datasets>=4.9.7,<5"],  # reads prepared data without tensorflow

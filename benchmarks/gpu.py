@@ -100,7 +100,10 @@ def main() -> None:
 
 def start(side: str, preset: str, folder: Path) -> subprocess.Popen:
     """A side's process, which waits for the name of a case."""
+    from selfevo_jax.parallel.xla_flags import set_gpu_flags
+
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    set_gpu_flags(environment)
     if side == "torch":
         environment |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
     log = (folder / f"{side}.log").open("w")

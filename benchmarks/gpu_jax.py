@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
-
-# Overlaps what the card can overlap; set before JAX starts.
-if os.environ.get("JAX_PLATFORMS") != "cpu":
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_latency_hiding_scheduler=true")
 
 import gpu
 import jax

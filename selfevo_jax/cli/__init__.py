@@ -1,6 +1,7 @@
 """`selfevo`: one command, a verb each. A user's mistake is one line on stderr and exit status 2."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ from selfevo_jax.cli.common import Parser
 from selfevo_jax.cli.interrupts import insistent_interrupts
 from selfevo_jax.errors import UserError
 from selfevo_jax.parallel.preemption import Preempted
+from selfevo_jax.parallel.xla_flags import set_gpu_flags
 
 COMMANDS = (
     run, sample, serve, judge, evaluate, report, compare,
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     when told to stop by SIGTERM."""
     try:
         arguments, rest = parser().parse_known_args(argv)
+        set_gpu_flags(os.environ)
         with insistent_interrupts():
             return arguments.act(arguments, rest)
     except UserError as error:

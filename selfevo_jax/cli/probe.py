@@ -41,10 +41,10 @@ def probe_jax() -> dict[str, Any]:
 def probe_torch() -> dict[str, Any]:
     """A product on every device, and one training step of a tiny model."""
     import jax
+    import torch
 
     jax.config.update("jax_platforms", "cpu")
     from selfevo_jax.models.config import Compute
-    from selfevo_jax.torch_backend import torch
     from selfevo_jax.torch_backend.model import Decoder
     from selfevo_jax.torch_backend.trainer import TorchTrainer
 

@@ -18,7 +18,7 @@ from selfevo_jax.evolve.files import file_sha256
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import RANDOM, random_model
-from selfevo_jax.evolve.training import Training, carried_of
+from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.evolve.uncertainty import token_statistics
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer
@@ -87,18 +87,10 @@ class Backend(Protocol):
     def fit(
         self,
         examples: Iterable[Pair | Example],
-        training: Training,
-        start: Policy,
-        reference: Policy,
-        folder: Path,
-        store: Path,
+        fitting: Fitting,
         on_step: Callable[[int, str], None],
-        carry: bool = False,
     ) -> dict[str, int]:
-        """Trains into `folder` (adapter/, metrics.jsonl); returns counts. Goes on after a kill.
-
-        `store` keeps the reference's log-probs for every fit of the run. `carry`: see `Run.train`.
-        """
+        """Trains, and returns counts. Goes on after a kill."""
         ...
 
     def merge(
@@ -230,15 +222,6 @@ class JaxModel:
         self._generator = None
 
 
-def lineage_of(folder: Path, start: Policy, reference: Policy) -> dict[str, Any]:
-    """What an adapter keeps of the stage that trained it: its round and the policies behind it."""
-    known = {
-        name: {"policy": policy.name, "hash": policy.hash}
-        for name, policy in (("start", start), ("reference", reference))
-    }
-    return {"round": folder.parent.name, "stage": folder.name, **known}
-
-
 class JaxBackend:
     """`Backend` on JAX, from a run's configuration."""
 
@@ -326,16 +309,11 @@ class JaxBackend:
     def fit(
         self,
         examples: Iterable[Pair | Example],
-        training: Training,
-        start: Policy,
-        reference: Policy,
-        folder: Path,
-        store: Path,
+        fitting: Fitting,
         on_step: Callable[[int, str], None],
-        carry: bool = False,
     ) -> dict[str, int]:
         """See `Backend.fit`."""
-        model, lora = self.model, training.fit.lora
+        model, training = self.model, fitting.training
         model.release_generator()
         rendered = [self._rendered(example) for example in examples]
         trainer = JaxTrainer(
@@ -350,15 +328,17 @@ class JaxBackend:
             rendered,
             training.objective,
             training.fit,
-            folder,
-            start=model.adapter(start.adapter)[0],
-            reference=model.applied(reference.adapter),
-            store=store,
-            carried=carried_of(start.adapter, folder) if carry else None,
+            fitting.folder,
+            start=model.adapter(fitting.start.adapter)[0],
+            reference=model.applied(fitting.reference.adapter),
+            store=fitting.store,
+            carried=fitting.carried,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        origin, base = lineage_of(folder, start, reference), model.files.hash
-        save_peft(folder / "adapter", result.trained, lora, self.config.model, base, origin)
+        save_peft(
+            fitting.folder / "adapter", result.trained, training.fit.lora,
+            self.config.model, model.files.hash, fitting.lineage(),
+        )  # fmt: skip
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
     def merge(

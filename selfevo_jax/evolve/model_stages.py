@@ -22,7 +22,7 @@ from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.pure import PureStages, inputs_of, with_given
 from selfevo_jax.evolve.settings import Messages
-from selfevo_jax.evolve.training import training_of
+from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.evolve.views import Records, View
 from selfevo_jax.judge import asking as judge_asking
 from selfevo_jax.judge import material, pairwise
@@ -286,9 +286,8 @@ class ModelStages(PureStages):
                 questions = (self.config.evaluate.n, self.config.seed)
                 tell_overlap(examples, self.task, *questions, path, self.progress)
             store = self.workdir / "reference"
-            return self.backend.fit(
-                examples, training, start, reference, path, store, advance, carry
-            )
+            fitting = Fitting(training, start, reference, path, store, carry)
+            return self.backend.fit(examples, fitting, advance)
 
         folder, content = self.files(
             name,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.learn.carried import OPTIMIZER, Carried
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
@@ -29,6 +30,38 @@ class Training:
         }
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """One training of a run: how, from which policy, compared with which, and where it is kept.
+
+    `folder` gets adapter/, metrics.jsonl and what a resume needs; `store` keeps the reference's
+    log-probs for every fitting of the run. `carry`: see `Run.train`.
+    """
+
+    training: Training
+    start: Policy
+    reference: Policy
+    folder: Path
+    store: Path
+    carry: bool = False
+
+    @property
+    def carried(self) -> Carried | None:
+        """The optimiser's state kept beside the adapter to start from, and the one to keep."""
+        if not self.carry:
+            return None
+        before = self.start.adapter and self.start.adapter.parent / OPTIMIZER
+        return Carried(before if before and before.exists() else None, self.folder / OPTIMIZER)
+
+    def lineage(self) -> dict[str, Any]:
+        """What the adapter keeps of it: its round and stage, and the policies behind it."""
+        known = {
+            name: {"policy": policy.name, "hash": policy.hash}
+            for name, policy in (("start", self.start), ("reference", self.reference))
+        }
+        return {"round": self.folder.parent.name, "stage": self.folder.name, **known}
+
+
 def training_of(
     config: FrozenConfigDict,
     objective: Mapping[str, Any] | None = None,
@@ -43,12 +76,6 @@ def training_of(
     lora = LoraConfig(**config.lora.to_dict())
     fit = FitSettings(**learned, lora=lora, seed=config.seed)
     return Training(Objective(**(config.objective.to_dict() | _given(objective))), fit)
-
-
-def carried_of(start: Path | None, folder: Path) -> Carried:
-    """The optimiser's state beside the adapter `start`, where it was kept, and `folder`'s."""
-    before = None if start is None else start.parent / OPTIMIZER
-    return Carried(before if before and before.exists() else None, folder / OPTIMIZER)
 
 
 def _given(changes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -4,16 +4,13 @@ Importing this package without its libraries raises one `UserError` with the com
 it; nothing outside needs them.
 """
 
+import importlib.util
+
 from selfevo_jax.errors import UserError
 
-try:
-    import peft
-    import torch
-    import transformers
-except ImportError as error:
-    raise UserError(
-        f"backend=torch needs the package {error.name}, which is not installed: "
-        "pip install 'selfevo_jax[torch]', or use backend=jax"
-    ) from error
-
-__all__ = ["peft", "torch", "transformers"]
+for _package in ("torch", "transformers", "peft"):
+    if importlib.util.find_spec(_package) is None:
+        raise UserError(
+            f"backend=torch needs the package {_package}, which is not installed: "
+            "pip install 'selfevo_jax[torch]', or use backend=jax"
+        )

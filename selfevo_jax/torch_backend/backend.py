@@ -22,10 +22,10 @@ from ml_collections import FrozenConfigDict
 
 from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.backend import JaxBackend, JaxModel, lineage_of
+from selfevo_jax.evolve.backend import JaxBackend, JaxModel
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.training import Training, carried_of
+from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.records import Example, Pair, Prompt, Sample
 from selfevo_jax.sample.protocol import Generator
@@ -39,7 +39,7 @@ from selfevo_jax.torch_backend.model import Decoder, Layout
 from selfevo_jax.torch_backend.trainer import MakeEngine, TorchTrainer
 from selfevo_jax.weights.peft import save_peft
 
-TRAINER_VERSION = "torch-1"  # raised by hand like `evolve.backend.TRAINER_VERSION`
+TRAINER_VERSION = "torch-2"  # raised by hand like `evolve.backend.TRAINER_VERSION`
 
 
 class TorchModel(JaxModel):
@@ -47,16 +47,17 @@ class TorchModel(JaxModel):
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
         super().__init__(source, compute, progress)
-        if self.quant is not None:
+        if self.quant not in (None, "nf4"):
             raise UserError(
-                f"compute.quant={self.quant} needs the jax backend: this one has no quantised base"
+                f"compute.quant={self.quant} is not there with backend=torch: use nf4, or "
+                "backend=jax"
             )
 
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder on this machine's GPU, or on the CPU."""
         with self.progress.busy(f"loading {self.source}"):
-            return Decoder.from_files(self.files, self.compute)
+            return Decoder.from_files(self.files, self.compute, quant=self.quant)
 
     def generator(self, folder: Path | None) -> Generator:
         """An engine for the base with the adapter in `folder`; the last one made is kept."""
@@ -102,6 +103,11 @@ class TorchBackend(JaxBackend):
         if group is None:
             group = choose_group(config.torch, os.environ, torch.cuda.device_count())
             progress.say(group.told())
+        if self.model.quant is not None and group.stage == 3:
+            raise UserError(
+                f"{group.deepspeed} divides parameters, which packed ones (compute.quant="
+                f"{self.model.quant}) do not allow: take third_party/deepspeed/zero2.json"
+            )
         self._group = group
 
     def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
@@ -141,44 +147,35 @@ class TorchBackend(JaxBackend):
     def fit(
         self,
         examples: Iterable[Pair | Example],
-        training: Training,
-        start: Policy,
-        reference: Policy,
-        folder: Path,
-        store: Path,
+        fitting: Fitting,
         on_step: Callable[[int, str], None],
-        carry: bool = False,
     ) -> dict[str, int]:
         """See `Backend.fit`: in this process, or in a group of them that is started for it."""
         self.model.release_generator()
         records, group = list(examples), self._group
-        origin = lineage_of(folder, start, reference)
-        stage = Stage(start.adapter, reference.adapter, folder, store, origin, carry)
         if group.deepspeed is None:
-            return self.fit_here(records, training, stage, on_step)
+            return self.fit_here(records, fitting, on_step)
         self.model.release_decoder()
         job = {
             "config": plain(self.config),
             "kind": type(records[0]).__name__,
-            "training": dataclasses.asdict(training),
-            "stage": stage.to_json(),
+            "fitting": json.loads(json.dumps(dataclasses.asdict(fitting), default=_text)),
             "deepspeed": _text(group.deepspeed),
         }
-        place = folder / "group"
+        place = fitting.folder / "group"
         write_job(place, job, [json.dumps(record.to_json()) for record in records])
 
         def told(line: str) -> None:
             on_step(1, f"loss {json.loads(line)['loss']:.4f}")
 
-        counts = run_group(group, place, folder / "metrics.jsonl", told)
+        counts = run_group(group, place, fitting.folder / "metrics.jsonl", told)
         shutil.rmtree(place)
         return counts
 
     def fit_here(
         self,
         examples: Sequence[Pair | Example],
-        training: Training,
-        stage: Stage,
+        fitting: Fitting,
         on_step: Callable[[int, str], None],
         *,
         engine: MakeEngine = Alone,
@@ -186,7 +183,7 @@ class TorchBackend(JaxBackend):
         writes: bool = True,
     ) -> dict[str, int]:
         """`fit` in this process, which may be one of several; the first of them `writes`."""
-        model, lora = self.model, training.fit.lora
+        model, training = self.model, fitting.training
         rendered = [self._rendered(example) for example in examples]
         trainer = TorchTrainer(
             model.decoder,
@@ -199,17 +196,17 @@ class TorchBackend(JaxBackend):
             rendered,
             training.objective,
             training.fit,
-            stage.folder,
-            start=model.adapter(stage.start)[0],
-            reference=model.applied(stage.reference),
-            store=stage.store,
-            carried=carried_of(stage.start, stage.folder) if stage.carry else None,
+            fitting.folder,
+            start=model.adapter(fitting.start.adapter)[0],
+            reference=model.applied(fitting.reference.adapter),
+            store=fitting.store,
+            carried=fitting.carried,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
         if writes:
             save_peft(
-                stage.folder / "adapter", result.trained, lora,
-                self.config.model, model.files.hash, stage.origin,
+                fitting.folder / "adapter", result.trained, training.fit.lora,
+                self.config.model, model.files.hash, fitting.lineage(),
             )  # fmt: skip
         return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
 
@@ -224,34 +221,8 @@ class TorchBackend(JaxBackend):
         return TorchModel(source, self.config.compute.to_dict(), self.progress)
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A training's adapters to start from and to compare with, its folders, and its lineage."""
-
-    start: Path | None
-    reference: Path | None
-    folder: Path
-    store: Path
-    origin: Mapping[str, Any]
-    carry: bool  # the optimiser's state from the start's training, and to the next one
-
-    def to_json(self) -> dict[str, Any]:
-        """For the processes of a group."""
-        paths = {name: _text(getattr(self, name)) for name in _PATHS}
-        return paths | {"origin": dict(self.origin), "carry": self.carry}
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Stage:
-        """The way back."""
-        paths = {name: None if saved[name] is None else Path(saved[name]) for name in _PATHS}
-        return cls(**paths, origin=saved["origin"], carry=saved["carry"])
-
-
-_PATHS = ("start", "reference", "folder", "store")
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path.absolute())
+def _text(path: Path) -> str:
+    return str(path.absolute())
 
 
 def _hidden(decoder: Decoder, adapter: Adapter | None, ids: Sequence[int]) -> torch.Tensor:

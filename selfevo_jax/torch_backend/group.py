@@ -42,6 +42,13 @@ class Group:
         """All processes."""
         return len(self.hosts) * self.processes
 
+    @property
+    def stage(self) -> int:
+        """ZeRO's stage; 0 without DeepSpeed."""
+        if self.deepspeed is None:
+            return 0
+        return zero_settings(self.deepspeed)["zero_optimization"]["stage"]
+
     def told(self) -> str:
         """One line for people."""
         where = f" on each of {len(self.hosts)} hosts" if len(self.hosts) > 1 else ""

@@ -182,8 +182,10 @@ def _peft_config(adapter: Adapter, modules: list[Path], rank: int) -> peft.LoraC
 def _factor(
     module: torch.nn.Module, path: Path, layer: int, side: str, name: str
 ) -> torch.nn.Parameter:
+    """One of the two matrices, in float32: peft gives it the base's type, in which small steps
+    would be lost."""
     place = f"model.layers.{layer}.{module_name(*path[1:])}.lora_{side.upper()}.{name}"
-    return module.get_submodule(place).weight
+    return module.get_submodule(place).float().weight
 
 
 def _layers(module: torch.nn.Module) -> list[LoraLayer]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from selfevo_jax.models.config import Compute, ModelConfig
+from selfevo_jax.torch_backend.nf4 import pack_projections
 from selfevo_jax.weights.assemble import check_tensors
 from selfevo_jax.weights.hf_config import ARCHITECTURES, config_to_json
 from selfevo_jax.weights.model_files import ModelFiles
@@ -51,25 +52,38 @@ def visible(query: Layout, key: Layout, window: int | None = None) -> Tensor:
 
 
 class Decoder:
-    """A causal language model on one device, in `compute.dtype`.
+    """A causal language model on one device, in `compute.dtype`; `quant` "nf4" packs its layers.
 
     `remat` other than "none" recomputes every layer in the backward pass.
     """
 
     def __init__(
-        self, config: ModelConfig, read: Reader, compute: Compute, device: str | None = None
+        self,
+        config: ModelConfig,
+        read: Reader,
+        compute: Compute,
+        device: str | None = None,
+        quant: str | None = None,
     ):
-        self.config, self.compute = config, compute
+        self.config, self.compute, self.quant = config, compute, quant
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = getattr(torch, jnp.dtype(compute.dtype).name)
         self.module = _empty_module(config, self.dtype)
         self._copy(read)
+        if quant is not None:
+            pack_projections(self.module, self.dtype)
         self.module.requires_grad_(False).to(self.device)
         if compute.remat != "none":
             _recompute_layers(self.module)
 
     @classmethod
-    def from_files(cls, files: ModelFiles, compute: Compute, device: str | None = None) -> Decoder:
+    def from_files(
+        cls,
+        files: ModelFiles,
+        compute: Compute,
+        device: str | None = None,
+        quant: str | None = None,
+    ) -> Decoder:
         """The model in safetensors or GGUF, read by our readers. Raises UserError."""
         check_tensors(files.config, files.store)
 
@@ -77,7 +91,7 @@ class Decoder:
             bounds = tuple((0, size) for size in leaf.file_shape)
             return files.store.read(files.store.name(leaf, layer), bounds)
 
-        return cls(files.config, read, compute, device)
+        return cls(files.config, read, compute, device, quant)
 
     @classmethod
     def from_tree(
@@ -86,6 +100,7 @@ class Decoder:
         params: Mapping[str, Any],
         compute: Compute,
         device: str | None = None,
+        quant: str | None = None,
     ) -> Decoder:
         """The model of a parameter tree, as `models.llama.init_params` makes it."""
         flat = flatten_dict(dict(params))
@@ -94,7 +109,7 @@ class Decoder:
             part = np.asarray(flat[leaf.path][layer] if leaf.stacked else flat[leaf.path])
             return part.T if leaf.transposed else part
 
-        return cls(config, read, compute, device)
+        return cls(config, read, compute, device, quant)
 
     @torch.no_grad()
     def _copy(self, read: Reader) -> None:
@@ -115,14 +130,20 @@ class Decoder:
         self, tokens_bt: Tensor, query: Layout, key: Layout, cache: Any | None = None
     ) -> Tensor:
         """States after the final norm [b, t, d]; `key` places what the cache gives (or `query`)."""
-        found = self.module.model(
-            input_ids=tokens_bt,
-            attention_mask=self._masks(query, key),
-            position_ids=query.positions,
-            past_key_values=cache,
-            use_cache=False,
-        )
+        with self._rounding():
+            found = self.module.model(
+                input_ids=tokens_bt,
+                attention_mask=self._masks(query, key),
+                position_ids=query.positions,
+                past_key_values=cache,
+                use_cache=False,
+            )
         return found.last_hidden_state
+
+    def _rounding(self) -> torch.autocast:
+        """Adapters are kept in float32; what they multiply is in `dtype`, as in JAX."""
+        lower = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=lower)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., v], soft-capped where the model is."""
@@ -181,5 +202,8 @@ def _empty_module(config: ModelConfig, dtype: torch.dtype) -> torch.nn.Module:
     described.dtype = dtype
     with no_init_weights():
         module = getattr(transformers, ARCHITECTURES[config.family])(described)
-    module.to(dtype).tie_weights()
+    # Not `module.to`, which would round the rotary frequencies as well.
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    module.tie_weights()
     return module.eval()

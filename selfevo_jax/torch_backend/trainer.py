@@ -55,7 +55,8 @@ class TorchTrainer:
         processes: int = 1,
     ):
         self.decoder, self._engine, self._processes = decoder, engine, processes
-        self._hash = f"{base_hash}+torch"  # its sums differ from JAX's in the last bits
+        # Its sums differ from JAX's in the last bits, and a packed base's from the full one's.
+        self._hash = "+".join(filter(None, (base_hash, decoder.quant, "torch")))
         self._tokenizer_hash = "none" if tokenizer is None else tokenizer.hash
 
     def fit(
@@ -80,6 +81,11 @@ class TorchTrainer:
         )
         if settings.profile_steps:
             raise UserError("learn.profile_steps traces JAX alone: leave it out with backend=torch")
+        if settings.lora is None and decoder.quant is not None:
+            raise UserError(
+                f"cannot train all parameters of this base: its kernels are stored as "
+                f"{decoder.quant}; load the base in full precision for this"
+            )
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),

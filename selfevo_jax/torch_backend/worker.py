@@ -12,14 +12,15 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from selfevo_jax.evolve.files import read_json, write_json
+from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.training import Training
+from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.records import Example, Pair
 from selfevo_jax.torch_backend.agent import end_with_launcher
-from selfevo_jax.torch_backend.backend import Stage, TorchBackend
+from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
 from selfevo_jax.torch_backend.zero import join_group, make_zero
 
@@ -36,8 +37,7 @@ def main(folder: Path) -> None:
     backend = TorchBackend(config, progress, ALONE)
     counts = backend.fit_here(
         read_examples(folder / "examples.jsonl", job["kind"]),
-        training_from(job["training"]),
-        Stage.from_json(job["stage"]),
+        fitting_from(job["fitting"]),
         lambda step, text: None,
         engine=make_zero(zero_settings(Path(job["deepspeed"]))),
         processes=torch.distributed.get_world_size(),
@@ -55,10 +55,22 @@ def read_examples(path: Path, kind: str) -> list[Pair] | list[Example]:
     return [of.from_json(json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def training_from(saved: dict) -> Training:
-    """A `Training` from its fields, as `dataclasses.asdict` gives them."""
-    lora = LoraConfig(**saved["fit"]["lora"])
-    return Training(Objective(**saved["objective"]), FitSettings(**{**saved["fit"], "lora": lora}))
+def fitting_from(saved: dict) -> Fitting:
+    """A `Fitting` from its fields, as `dataclasses.asdict` gives them, paths as text."""
+    objective, fit = saved["training"]["objective"], saved["training"]["fit"]
+    settings = FitSettings(**fit | {"lora": LoraConfig(**fit["lora"])})
+    return Fitting(
+        Training(Objective(**objective), settings),
+        *(policy_from(saved[name]) for name in ("start", "reference")),
+        *(Path(saved[name]) for name in ("folder", "store")),
+        saved["carry"],
+    )
+
+
+def policy_from(saved: dict) -> Policy:
+    """The base with an adapter, or without one."""
+    adapter = None if saved["adapter"] is None else Path(saved["adapter"])
+    return Policy(saved["name"], saved["hash"], adapter)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,15 @@ import pytest
 from rich.console import Console
 
 from selfevo_jax.config import load_config
+from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import Backend, JaxBackend
 from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.training import training_of
+from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.records import Pair, Prompt, Sample
 from selfevo_jax.sample.protocol import Request, SamplingParams
 from selfevo_jax.torch_backend.backend import TorchBackend
+from selfevo_jax.torch_backend.group import CONFIGS
 
 CONFIG = f"{Path(__file__).parents[2] / 'configs' / 'quickstart.py'}:tiny"
 ASKED = ({"role": "user", "content": "2 + 2"},)
@@ -60,10 +62,8 @@ def test_a_trained_adapter_speaks_in_both(backends, tmp_path):
     training = training_of(torch_backend.config, learn={"lr": 0.02})
     assert torch_backend.train_settings(training) != jax_backend.train_settings(training)
     said = []
-    counts = torch_backend.fit(
-        pairs, training, base, base, tmp_path / "fit", tmp_path / "reference",
-        lambda step, text: said.append(text),
-    )  # fmt: skip
+    fitting = Fitting(training, base, base, tmp_path / "fit", tmp_path / "reference")
+    counts = torch_backend.fit(pairs, fitting, lambda step, text: said.append(text))
     assert counts["examples"] == 4 and len(said) == counts["steps"]
     trained = Policy("trained", None, tmp_path / "fit" / "adapter")
     requests = [Request("r", ASKED, SamplingParams(8, temperature=0.0))]
@@ -72,3 +72,17 @@ def test_a_trained_adapter_speaks_in_both(backends, tmp_path):
     assert found.tokens == wanted.tokens
     np.testing.assert_allclose(found.logps, wanted.logps, atol=1e-4)
     assert plain.logps != found.logps
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["compute.quant=int8"], "compute.quant=int8.*use nf4"),
+        (["compute.quant=nf4", f"torch.deepspeed={CONFIGS / 'zero3.json'}"], "zero2.json"),
+    ],
+)
+def test_what_cannot_be_packed_is_said(settings, message):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    progress = Progress(Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=message):
+        TorchBackend(load_config(CONFIG, settings), progress)

@@ -18,13 +18,14 @@ from rich.console import Console
 
 from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.files import write_json
 from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.training import training_of
+from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.records import Pair
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import Group, choose_group, read_hostfile
-from selfevo_jax.torch_backend.launch import WorkerError, commands
+from selfevo_jax.torch_backend.launch import WorkerError, commands, failure
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT / 'configs' / 'quickstart.py'}:tiny"
@@ -153,31 +154,67 @@ def pairs(count: int, length: int = 3) -> list[Pair]:
 
 
 @needs_deepspeed
-def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
+def test_two_hosts_train_what_one_process_trains(tmp_path, programs, monkeypatch):
+    """`ssh` here runs the command on this machine: two agents of one process each."""
     monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
-    base = Policy("base", None)
-    losses, said_steps = {}, []
-    for count in (1, 2):
-        runs, said = backend(tmp_path, f"torch.processes={count}")
-        assert f"training: {count} process" in said.getvalue()
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
+             'exec sh -c "$4"')  # fmt: skip
+    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
+    base, losses, said_steps = Policy("base", None), {}, []
+    for setting, told in (
+        ("torch.processes=1", "training: 1 process (torch.processes=1)"),
+        (f"torch.hostfile={tmp_path / 'hosts'}", "1 process on each of 2 hosts"),
+    ):
+        runs, said = backend(tmp_path, setting)
+        assert told in said.getvalue()
         training = training_of(runs.config, learn={"lr": 0.02, "micro_rows": 2})
-        folder = tmp_path / f"fit{count}"
-        counts = runs.fit(
-            pairs(4), training, base, base, folder, tmp_path / f"reference{count}",
-            lambda done, text: said_steps.append(text),
-        )  # fmt: skip
-        assert counts["steps"] > 0 and not (folder / "group").exists()
+        folder = tmp_path / f"fit{len(losses)}"
+        fitting = Fitting(training, base, base, folder, tmp_path / f"reference{len(losses)}")
+        counts = runs.fit(pairs(4), fitting, lambda done, text: said_steps.append(text))
+        assert counts["examples"] == 4 and counts["steps"] > 0
+        assert not (folder / "group").exists()
         assert (folder / "adapter" / "adapter_model.safetensors").exists()
         rows = (folder / "metrics.jsonl").read_text().splitlines()
-        losses[count] = [json.loads(row)["loss"] for row in rows]
-    assert losses[1] == pytest.approx(losses[2], abs=1e-5)
-    assert said_steps == [f"loss {loss:.4f}" for loss in losses[1]] * 2
-    # A user's mistake inside the group is his message, whichever process says it.
-    with pytest.raises(UserError, match="process [01] of 2 failed first"):
-        runs.fit(
-            pairs(4), training, Policy("lost", None, tmp_path / "none"), base, tmp_path / "fit3",
-            tmp_path / "reference", lambda done, text: None,
-        )  # fmt: skip
+        losses[told] = [json.loads(row)["loss"] for row in rows]
+    alone, together = losses.values()
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert said_steps == [f"loss {loss:.4f}" for loss in alone] * 2
+    assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.1", "localhost"]
+    lines = (tmp_path / "lines").read_text()
+    assert "SELFEVO_CACHE=" in lines and "secret" not in lines
+
+
+@pytest.mark.parametrize(
+    ("failures", "kind", "message"),
+    [
+        ([(1, 5.0, False, "UserError: no adapter\nTraceback"), (0, 6.0, False, "ValueError: 1")],
+         UserError, r"^no adapter \(process 1 of 4 failed first\)$"),
+        ([(1, 5.0, False, "ValueError: 1\nTraceback"), (3, 6.0, True, "ended by SIGKILL")],
+         WorkerError, "^process 3 of 4 failed first: ended by SIGKILL"),
+        ([], WorkerError, "(?s)4 processes did not start:.*ssh: no route"),
+    ],
+)  # fmt: skip
+def test_what_failed_first_on_any_host_is_the_error(failures, kind, message, tmp_path):
+    """A killed process is the first: the others fail for want of it, and may say so earlier."""
+    (tmp_path / "agents.log").write_text("ssh: no route to host")
+    for rank, when, killed, text in failures:
+        said = {"rank": rank, "when": when, "killed": killed, "text": text}
+        write_json(tmp_path / "failures" / f"host{rank}.json", said)
+    with pytest.raises(kind, match=message):
+        raise failure(Group(("one", "two"), 2, "ssh", "", None), tmp_path)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_a_mistake_in_any_process_is_the_users_message(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
+    runs, said = backend(tmp_path, "torch.processes=2")
+    assert "training: 2 processes (torch.processes=2)" in said.getvalue()
+    lost, base = Policy("lost", None, tmp_path / "none"), Policy("base", None)
+    fitting = Fitting(training_of(runs.config), lost, base, tmp_path / "fit", tmp_path / "store")
+    with pytest.raises(UserError, match="none.*process [01] of 2 failed first"):
+        runs.fit(pairs(4), fitting, lambda done, text: None)
 
 
 def processes_of(folder: Path) -> dict[int, int]:
@@ -212,32 +249,11 @@ def test_one_killed_process_ends_the_group_and_is_named(tmp_path, monkeypatch):
 
     killer = threading.Thread(target=kill)
     killer.start()
+    fitting = Fitting(training_of(runs.config), base, base, place.parent, tmp_path / "store")
     with pytest.raises(WorkerError, match="process 1 of 2 failed first.*SIGKILL"):
-        runs.fit(
-            pairs(4), training_of(runs.config), base, base, tmp_path / "fit",
-            tmp_path / "reference", lambda *said: None,
-        )  # fmt: skip
+        runs.fit(pairs(4), fitting, lambda *said: None)
     killer.join()
     assert processes_of(place) == {}
-
-
-@needs_deepspeed
-def test_agents_on_two_hosts_join(tmp_path, programs, monkeypatch):
-    """`ssh` here runs the command on this machine: two agents of one process each."""
-    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
-             'exec sh -c "$4"')  # fmt: skip
-    (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
-    runs, said = backend(tmp_path, f"torch.hostfile={tmp_path / 'hosts'}")
-    assert "1 process on each of 2 hosts" in said.getvalue()
-    base, training = Policy("base", None), training_of(runs.config)
-    folders = (tmp_path / "fit", tmp_path / "reference")
-    counts = runs.fit(pairs(4), training, base, base, *folders, lambda *said: None)
-    assert counts["examples"] == 4
-    assert sorted((tmp_path / "asked").read_text().split()) == ["127.0.0.1", "localhost"]
-    lines = (tmp_path / "lines").read_text()
-    assert "SELFEVO_CACHE=" in lines and "secret" not in lines
 
 
 @needs_deepspeed

@@ -5,11 +5,7 @@ import sys
 
 BLOCKED = """
 import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
+sys.modules["torch"] = None  # as if it were not installed
 import selfevo_jax.learn.trainer, selfevo_jax.evolve.launch, selfevo_jax.sample.engine
 from selfevo_jax.errors import UserError
 try:

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -212,3 +213,31 @@ def test_what_torch_does_not_have_is_said(decoder, pairs, tmp_path):
     settings = replace(SHORT, optimizer="adafactor")
     with pytest.raises(UserError, match="adafactor.*adamw"):
         TorchTrainer(decoder, base_hash="tiny").fit(pairs, Objective("sft"), settings, tmp_path)
+
+
+def test_bfloat16_keeps_small_steps_and_rotary_angles(tiny, tiny_params, pairs, tmp_path):
+    """The base is in bfloat16, what is trained in float32, as in JAX."""
+    compute = Compute(jnp.bfloat16)
+    decoder = Decoder.from_tree(tiny, tiny_params, compute)
+    assert decoder.base_parameter("model.embed_tokens.weight").dtype == torch.bfloat16
+    wanted = 10_000.0 ** -(np.arange(0, 8, 2) / 8)
+    np.testing.assert_allclose(decoder.module.model.rotary_emb.inv_freq, wanted, rtol=1e-6)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny_params)
+    fit = pairs, Objective("dpo"), replace(LORA, lr=1e-4, schedule="constant", warmup=0.0)
+    in_jax, found = (
+        trainer.fit(*fit, tmp_path / name)
+        for name, trainer in (
+            ("jax", JaxTrainer(tiny, half, base_hash="tiny", compute=compute)),
+            ("torch", TorchTrainer(decoder, base_hash="tiny")),
+        )
+    )
+    assert max(differences(in_jax.trained, found.trained)) < 1e-3
+    losses = ([row["loss"] for row in result.metrics] for result in (in_jax, found))
+    np.testing.assert_allclose(*losses, atol=5e-3)
+    # A step is 1e-4, and bfloat16 knows no number between 0.25 and 0.251.
+    start = init_lora(tiny, LORA.lora, jax.random.key(0))
+    steps = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(change)])
+        for change in (jax.tree.map(np.subtract, r.trained, start) for r in (in_jax, found))
+    ]
+    assert np.corrcoef(*steps)[0, 1] > 0.9
