@@ -1,7 +1,10 @@
 """What all tests share: one CPU device, a compile cache, the shared data, the small real model
 (ours, and in transformers)."""
 
+import ctypes
+import gc
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +16,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -85,3 +89,14 @@ def _hf_name(name: str) -> str:
         ] + ".weight"
     _, layer, part, _ = name.split(".")
     return f"model.layers.{layer}.{_GGUF_TO_HF[part]}.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_kept():
+    """Compiled programs and arrays of a file of tests are let go after it: thousands of tests in
+    one process would hold gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,7 @@ from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.models.quantize import KINDS, quantize_base
+from selfevo_jax.parallel.compile_cache import keep_compiled
 from selfevo_jax.parallel.distributed import barrier, first, one_after_another
 from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
 from selfevo_jax.parallel.rules import same_shares, shardings
@@ -41,6 +42,7 @@ from selfevo_jax.text.render import TokenExample, prompt_text, render_example
 from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
 from selfevo_jax.weights.model_files import ModelFiles, open_model
 from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
+from selfevo_jax.weights.storage import cache_folder
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
@@ -132,6 +134,7 @@ class JaxModel:
         self.source, self.settings, self.progress = source, compute, progress
         self.compute, self.quant = compute_of(compute), quant_of(compute)
         self._generator: tuple[Path | None, Generator] | None = None
+        keep_compiled(cache_folder() / "compiled")
 
     @cached_property
     def files(self) -> ModelFiles:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import FrozenConfigDict
 
 from selfevo_jax.config import changed_settings, flat, plain
@@ -30,7 +29,6 @@ from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.quantize import BYTES
 from selfevo_jax.parallel.distributed import agreed, barrier, first, own_name
 from selfevo_jax.text.show import escape_controls
-from selfevo_jax.weights.storage import cache_folder
 
 PACKAGES = ("selfevo-jax", "jax", "jaxlib", "flax", "optax", "tokenizers", "reasoning-gym")
 BACKENDS = {
@@ -58,7 +56,6 @@ def launch(
     that gave less than it must.
     """
     check_config(config)
-    keep_compiled()
     with contextlib.ExitStack() as stack:
         if not dry_run:
             safe = "Every finished stage and record is safe."
@@ -230,14 +227,6 @@ def _tell_changes(config: FrozenConfigDict, workdir: Path, progress: Progress) -
     if kept.exists():
         for change in changed_settings(read_json(kept), plain(config)):
             progress.say(f"changed since the last run here: {change}")
-
-
-def keep_compiled() -> None:
-    """Compiled programs are kept in the user's cache, so that a second start does not wait."""
-    if jax.config.jax_compilation_cache_dir is not None:
-        return  # the user's own choice
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 
 
-def enable_compile_cache(folder: str | Path) -> None:
-    """Keep every program that takes half a second or more to compile under `folder`."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+def keep_compiled(folder: Path) -> None:
+    """Programs that take a tenth of a second or more to compile go into `folder`, unless the user
+    has given JAX another one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.compile_cache import enable_compile_cache
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.sample.protocol import Request, SamplingParams, ScoreRequest
 
@@ -65,17 +64,3 @@ def test_on_eight_devices(tiny):
         np.testing.assert_allclose(ours.logps, theirs, atol=1e-4)
     with pytest.raises(UserError, match="slots 6"):
         tiny.generator(mesh=mesh, slots=6)
-
-
-def test_the_compile_cache_is_set_up(tmp_path):
-    """The folder is made, and programs of half a second or more go into it."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    try:
-        enable_compile_cache(tmp_path / "cache")
-        assert (tmp_path / "cache").is_dir()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
