@@ -36,7 +36,7 @@ def add(verbs) -> None:
     option("--judgments", action="append", type=Path, metavar="FILE", help=judged)
     option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
     option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
-    read = "text: read the judge's words, for servers without probabilities"
+    read = "text: read the judge's words, not probabilities"
     option("--verdict", choices=("labels", "text"), default="labels", help=read)
     add_compute(parser)
     parser.set_defaults(max_length=2048)

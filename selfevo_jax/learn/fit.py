@@ -109,7 +109,7 @@ class Fit:
                     state = self._train(done, state, checkpoints)
             trained = self._result(state["trainable"])
             if self.carried:
-                self._leave(state["optimizer"], self.carried.after)
+                leave(self.carried.after, state["optimizer"])
         finally:
             checkpoints.close()
             if self.best:
@@ -326,10 +326,6 @@ class Fit:
             return 0, state
         log.info("going on after step %d", done)
         return done, checkpoints.restore(done, state)
-
-    def _leave(self, optimizer, path: Path) -> None:
-        """Writes the optimiser's last state for a fit that goes on from here."""
-        leave(path, optimizer)
 
     def _regular(self, done: int) -> bool:
         return done % self.settings.checkpoint_every == 0 or done == self.total
