@@ -14,6 +14,7 @@ gives records. Nothing is computed twice; whatever a stage depends on is in its 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -140,7 +141,8 @@ class Run(ModelStages):
         if best.hash is None:
             return self._best(Policy(self.branch + name, None))
         wanted = next(iter(best)).source_id
-        return self._best(next(policy for policy in policies if policy.name == wanted))
+        chosen = next(policy for policy in policies if policy.name == wanted)
+        return self._best(self._planned_as(self.branch + name, chosen))
 
     def accept(self, candidate: Policy, previous: Policy) -> Policy:
         """`candidate`, or the best policy that was accepted before it, on validation questions.
@@ -165,10 +167,17 @@ class Run(ModelStages):
         self.decided[candidate.name] = values["accepted"]
         if values["accepted"] and values["score"] >= values["best_score"]:
             best, before = candidate, answers
-        following = candidate if values["accepted"] else best
+        following = self._planned_as(candidate.name, candidate if values["accepted"] else best)
         self._stands[following.name] = best, before
         self._best(best)
         return following
+
+    def _planned_as(self, name: str, policy: Policy) -> Policy:
+        """The policy; in a plan under a name that does not tell what came of a decision.
+
+        So a plan is the same at every start.
+        """
+        return replace(policy, name=name) if self.planning else policy
 
     def _validated(self, policy: Policy, name: str) -> Records[Answer]:
         return self.evaluate(policy, name=name, split="validation", n=self.config.accept.questions)

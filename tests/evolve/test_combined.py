@@ -67,6 +67,13 @@ def test_each_round_is_accepted_or_rolled_back(run):
         assert decided["policy"] == f"beta_0.05.round_0{number}" and decided["n"] == 2
 
 
+def test_a_second_start_writes_the_same_plan(run):
+    """Though it knows by then which policy was chosen and which round was accepted."""
+    before = (run.workdir / "run.json").read_bytes()
+    run("betas=(0.05,)")
+    assert (run.workdir / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("size", ("cpu", "tiny"))
 @pytest.mark.parametrize("which", ("selection-", "reflection-", "both-", ""))
 def test_every_variant_is_whole(which, size):
