@@ -32,7 +32,7 @@ def add(verbs) -> None:
     answers = "winrate: a model's answers, as AlpacaEval or Arena-Hard has them; repeatable"
     option("--answers", action="append", type=Path, metavar="FILE", help=answers)
     option("--baseline", type=Path, metavar="FILE", help="winrate: the baseline's answers")
-    judged = "winrate: sum up these annotations or judgments, without a judge; repeatable"
+    judged = "winrate: add these up, without a judge; repeatable"
     option("--judgments", action="append", type=Path, metavar="FILE", help=judged)
     option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
     option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
