@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_MEMORY = 3 * 2**30  # bytes of one test process, before it lets compiled programs go
 
 # Before jax is imported anywhere. Tests of several devices start processes of their own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -92,11 +93,17 @@ def _hf_name(name: str) -> str:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _nothing_kept():
-    """Compiled programs and arrays of a file of tests are let go after it: thousands of tests in
-    one process would hold gigabytes."""
+def _bounded_memory():
+    """Compiled programs are let go after a file of tests where they have become many: in one
+    process all of them would hold gigabytes."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":
+    if sys.platform == "linux" and _resident() > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> int:
+    """Bytes that this process holds in memory."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

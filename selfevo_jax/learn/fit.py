@@ -109,7 +109,7 @@ class Fit:
                     state = self._train(done, state, checkpoints)
             trained = self._result(state["trainable"])
             if self.carried:
-                leave(self.carried.after, state["optimizer"])
+                self._leave_optimizer(state["optimizer"], self.carried.after)
         finally:
             checkpoints.close()
             if self.best:
@@ -326,6 +326,10 @@ class Fit:
             return 0, state
         log.info("going on after step %d", done)
         return done, checkpoints.restore(done, state)
+
+    def _leave_optimizer(self, state, path: Path) -> None:
+        """Writes the optimiser's last state for a fit that goes on from here."""
+        leave(path, state)
 
     def _regular(self, done: int) -> bool:
         return done % self.settings.checkpoint_every == 0 or done == self.total

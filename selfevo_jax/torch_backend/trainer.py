@@ -182,7 +182,7 @@ class TorchFit(Fit):
         self._optimizer.count = done
         return done, state
 
-    def _leave(self, optimizer: dict[str, Any], path: Path) -> None:
+    def _leave_optimizer(self, optimizer: dict[str, Any], path: Path) -> None:
         """Writes the moments, and how many steps they remember."""
         steps = self._optimizer.earlier + self._optimizer.count
         leave_moments(path, optimizer, steps, self._engine)
