@@ -15,7 +15,7 @@ from selfevo_jax.evolve.tiny import random_model
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.fit import row_cost
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import init_params
@@ -68,7 +68,7 @@ def train(objective: str) -> None:
     lora = LoraConfig(rank=gpu.RANK)
     trained = init_lora(CONFIG, lora, jax.random.key(0))
     recipe = Recipe(CONFIG, Objective(objective), lora, Compute(DTYPE, remat))
-    steps = Steps(recipe, optimizer("adamw", schedule("constant", 1e-5, 1, 0.0)),
+    steps = Steps(recipe, optimizer("adamw"),
                   make_mesh("1,1,1", [DEVICE]), trained)  # fmt: skip
     plan = Batches(data, batch_size=SIZES.rows, steps=1, seed=0, rows=SIZES.micro,
                    row_cost=row_cost)  # fmt: skip
@@ -80,7 +80,7 @@ def train(objective: str) -> None:
     def step() -> jax.Array:
         nonlocal trained, state
         grads, _ = steps.gradient(trained, PARAMS, micros, jax.random.key(0))
-        trained, state, norm = steps.update(trained, state, grads)
+        trained, state, norm = steps.update(trained, state, grads, 1e-5)
         return norm
 
     step()

@@ -156,7 +156,7 @@ def _our_side(objective: str, side: str, folder: Path, dtype: str) -> None:
     from selfevo_jax.learn.batches import Batches
     from selfevo_jax.learn.fit import row_cost
     from selfevo_jax.learn.losses import Objective
-    from selfevo_jax.learn.optimizer import optimizer, schedule
+    from selfevo_jax.learn.optimizer import optimizer
     from selfevo_jax.learn.step import Frozen, Recipe, Steps
     from selfevo_jax.models.config import Compute
     from selfevo_jax.models.lora import LoraConfig, init_lora
@@ -177,7 +177,7 @@ def _our_side(objective: str, side: str, folder: Path, dtype: str) -> None:
     params, lora = files.load(None, compute.dtype), LoraConfig(rank=RANK)
     trained = init_lora(files.config, lora, jax.random.key(0))
     recipe = Recipe(files.config, Objective(objective), lora, compute)
-    chain = optimizer("adamw", schedule("constant", 1e-5, 1, 0.0))
+    chain = optimizer("adamw")
     mesh = make_mesh()
     trained = jax.device_put(trained, shardings(trained, mesh))
     steps = Steps(recipe, chain, mesh, trained)
@@ -195,7 +195,7 @@ def _our_side(objective: str, side: str, folder: Path, dtype: str) -> None:
             for m in plan.micro_batches(0)
         ]  # fmt: skip
         grads, sums = steps.gradient(trained, params, micros, jax.random.key(0))
-        trained, state, norm = steps.update(trained, state, grads)
+        trained, state, norm = steps.update(trained, state, grads, 1e-5)
         norm.block_until_ready()
         seconds = time.monotonic() - clock
         found = {name: float(value) for name, value in sums.items()}

@@ -21,8 +21,8 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import MicroBatch
 from selfevo_jax.learn.logps import DEFAULT_CHUNK
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.optimizer import optimizer, schedule
-from selfevo_jax.learn.step import Frozen, Recipe, Steps
+from selfevo_jax.learn.optimizer import optimizer
+from selfevo_jax.learn.step import Frozen, Numbers, Recipe, train_programs
 from selfevo_jax.models.cache import init_cache
 from selfevo_jax.models.config import REMATS, Compute, ModelConfig
 from selfevo_jax.models.llama import abstract_params, unstack_layers
@@ -165,7 +165,7 @@ def parameters(case: Case, mesh: Mesh) -> dict[str, Any]:
         lora = LoraConfig(rank=case.rank)
         shapes = jax.eval_shape(lambda: init_lora(case.config, lora, jax.random.key(0)))
         trainable, frozen = _placed(shapes, mesh), _placed(_base(case), mesh)
-    state = _placed(jax.eval_shape(_optimizer().init, trainable), mesh)
+    state = _placed(jax.eval_shape(optimizer("adamw").init, trainable), mesh)
     return {"trainable": trainable, "frozen": frozen, "optimizer": state}
 
 
@@ -183,21 +183,28 @@ def _train(case: Case, mesh: Mesh) -> list[Program]:
     objective = Objective("dpo" if case.step == "dpo_lora" else "sft")
     lora = None if case.step == "sft_full" else LoraConfig(rank=case.rank)
     recipe = Recipe(case.config, objective, lora, case.compute)
-    steps = Steps(recipe, _optimizer(), mesh, trainable)
+    run = train_programs(recipe, optimizer("adamw"), mesh, trainable)
     completions = 2 if objective.pairs else 1
     micro, frozen_sums = _micro_batch(case, mesh, completions)
     whole = NamedSharding(mesh, P())
-    terms = jax.eval_shape(steps._denominators, micro.counts_bek)
+    terms = jax.eval_shape(run.denominators, micro.counts_bek)
     denominators = jax.ShapeDtypeStruct(terms.shape, terms.dtype, sharding=whole)
     key = _shape(mesh, P(), (), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-    kl = _shape(mesh, P(), (), jnp.float32)
-    inputs = (trainable, trainable, frozen, (micro, frozen_sums), denominators, kl, key)
+    number = _shape(mesh, P(), (), jnp.float32)
+    numbers = Numbers(number, number)
+    inputs = (trainable, trainable, frozen, (micro, frozen_sums), denominators, numbers, key)
     chunks = math.ceil(case.seq / mesh.shape["sequence"] / DEFAULT_CHUNK)
     count = case.batch / case.rows
     return [
-        Program("accumulate", steps._accumulate, inputs, {}, count, chip_bytes(state), chunks),
+        Program("accumulate", run.accumulate, inputs, {}, count, chip_bytes(state), chunks),
         Program(
-            "update", steps._update, (trainable, state, trainable), {}, 1, chip_bytes(frozen), 1
+            "update",
+            run.update,
+            (trainable, state, trainable, number),
+            {},
+            1,
+            chip_bytes(frozen),
+            1,
         ),
     ]
 
@@ -237,10 +244,6 @@ def _base(case: Case) -> dict:
     if case.quant is None:
         return params
     return jax.eval_shape(lambda tree: quantize_base(tree, case.quant), params)
-
-
-def _optimizer():
-    return optimizer("adamw", schedule("constant", 1e-5, 100, 0.0))
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:

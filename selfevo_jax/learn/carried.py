@@ -1,7 +1,7 @@
 """The optimiser's state that one fit leaves in a file and the next goes on with.
 
-The file holds the moments and how many steps they remember. What counts steps for the learning
-rate is left out: every fit has a schedule of its own.
+The file holds the moments and how many steps they remember. The learning rate is no part of it:
+every fit has a schedule of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from safetensors.flax import load_file, save_file
 
 from selfevo_jax.errors import UserError
@@ -54,8 +53,7 @@ def gone_on_with(path: Path, state: Any) -> Any:
     refuse_other(path, _described(saved), _described(_named(state)))
 
     def place(place: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        array = saved.get(path_name(place))
-        return leaf if array is None else jax.device_put(array, leaf.sharding)
+        return jax.device_put(saved[path_name(place)], leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -74,10 +72,4 @@ def _described(arrays: Mapping[str, Any]) -> set[str]:
 
 
 def _named(state: Any) -> dict[str, jax.Array]:
-    def counts_steps(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
-
-    kept = jax.tree.map(
-        lambda node: None if counts_steps(node) else node, state, is_leaf=counts_steps
-    )
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(kept)}
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

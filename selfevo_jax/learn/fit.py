@@ -85,7 +85,7 @@ class Fit:
         self.start = self._first(start)
         self.rate = schedule(settings.schedule, settings.lr, self.total, settings.warmup)
         chain = optimizer(
-            settings.optimizer, self.rate, weight_decay=settings.weight_decay, clip=settings.clip
+            settings.optimizer, weight_decay=settings.weight_decay, clip=settings.clip
         )
         recipe = Recipe(base.config, objective, settings.lora, base.compute)
         self.steps = Steps(recipe, chain, base.mesh, self.start)
@@ -197,7 +197,9 @@ class Fit:
         grads, sums = self.steps.gradient(
             trainable, frozen, micros, jax.random.fold_in(self.key, step), kl
         )
-        trainable, chain, norm = self.steps.update(trainable, state["optimizer"], grads)
+        trainable, chain, norm = self.steps.update(
+            trainable, state["optimizer"], grads, self.rate(step)
+        )
         sums["grad_norm"] = norm
         sums["places"] = len(micros) * micros[0][0].tokens_bt.size
         return {"trainable": trainable, "optimizer": chain}, sums

@@ -26,6 +26,9 @@ from jax.nn import log_sigmoid, relu, sigmoid
 
 from selfevo_jax.errors import UserError
 
+# Under `jit` a traced number: a sweep over it compiles its step once.
+Beta = jax.Array | float
+
 
 @flax.struct.dataclass
 class Sequences:
@@ -158,7 +161,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Loss:
-    """A row of the registry; `formula(chosen, rejected, objective)` gives per-pair losses."""
+    """A row of the registry; `formula(chosen, rejected, beta, objective)` gives per-pair losses."""
 
     formula: Callable[..., jax.Array]
     pairs: bool = True
@@ -175,62 +178,62 @@ class Term:
     weight: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
-def dpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def dpo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """-(1-e) log sigmoid(beta z) - e log sigmoid(-beta z), z the difference of log-ratios, e the
     label smoothing. Rafailov et al., 2023, arXiv:2305.18290, eq. 7; with e: Mitchell, 2023."""
-    return _smoothed(o.beta * (chosen.log_ratio - rejected.log_ratio), o.label_smoothing)
+    return _smoothed(beta * (chosen.log_ratio - rejected.log_ratio), o.label_smoothing)
 
 
-def hinge(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def hinge(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """max(0, 1 - beta z). SLiC (Zhao et al., 2023, arXiv:2305.10425) with the reference of RSO
     (Liu et al., 2023, arXiv:2309.06657)."""
-    return relu(1 - o.beta * (chosen.log_ratio - rejected.log_ratio))
+    return relu(1 - beta * (chosen.log_ratio - rejected.log_ratio))
 
 
-def ipo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def ipo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """(z - 1/(2 beta))^2 on token-mean log-ratios. Azar et al., 2023, arXiv:2310.12036, eq. 17."""
-    return (chosen.mean_log_ratio - rejected.mean_log_ratio - 1 / (2 * o.beta)) ** 2
+    return (chosen.mean_log_ratio - rejected.mean_log_ratio - 1 / (2 * beta)) ** 2
 
 
-def robust(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def robust(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """((1-e) l(z) - e l(-z)) / (1-2e), l(z) = -log sigmoid(beta z): unbiased under labels flipped
     with probability e = label_smoothing. Chowdhury et al., 2024, arXiv:2403.00409, eq. 12."""
-    z = o.beta * (chosen.log_ratio - rejected.log_ratio)
+    z = beta * (chosen.log_ratio - rejected.log_ratio)
     e = o.label_smoothing
     return (-(1 - e) * log_sigmoid(z) + e * log_sigmoid(-z)) / (1 - 2 * e)
 
 
-def linear(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def linear(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """-beta z: no saturation (RefEval's `normalize=False`)."""
-    return -o.beta * (chosen.log_ratio - rejected.log_ratio)
+    return -beta * (chosen.log_ratio - rejected.log_ratio)
 
 
-def length_normalised(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def length_normalised(
+    chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective
+) -> jax.Array:
     """DPO on token-mean log-ratios. Lambert et al., 2024 (Tulu 3), arXiv:2411.15124, eq. 6."""
-    return _smoothed(o.beta * (chosen.mean_log_ratio - rejected.mean_log_ratio), o.label_smoothing)
+    return _smoothed(beta * (chosen.mean_log_ratio - rejected.mean_log_ratio), o.label_smoothing)
 
 
-def simpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def simpo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """-log sigmoid(beta (mean_c - mean_r) - margin), no reference.
     Meng et al., 2024, arXiv:2405.14734, eq. 6."""
-    return _smoothed(
-        o.beta * (chosen.mean_logps - rejected.mean_logps) - o.margin, o.label_smoothing
-    )
+    return _smoothed(beta * (chosen.mean_logps - rejected.mean_logps) - o.margin, o.label_smoothing)
 
 
-def orpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def orpo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """-beta log sigmoid(log odds_c - log odds_r), odds of p = exp(mean log-prob); the NLL of the
     chosen joins it (sft_weight, 1 by default). Hong et al., 2024, arXiv:2403.07691, eq. 6 and 7."""
-    return -o.beta * log_sigmoid(_log_odds(chosen.mean_logps) - _log_odds(rejected.mean_logps))
+    return -beta * log_sigmoid(_log_odds(chosen.mean_logps) - _log_odds(rejected.mean_logps))
 
 
-def cpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def cpo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """DPO without reference; the NLL of the chosen joins it (sft_weight, 1 by default).
     Xu et al., 2024, arXiv:2401.08417, eq. 5."""
-    return _smoothed(o.beta * (chosen.logps - rejected.logps), o.label_smoothing)
+    return _smoothed(beta * (chosen.logps - rejected.logps), o.label_smoothing)
 
 
-def inpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def inpo(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """(h - 1/(2 beta))^2 with h = z_pi - ratio z_ref - (1 - ratio) z_anchor, z the chosen-rejected
     difference of log-prob sums, beta = eta, ratio = tau/eta. Zhang et al., 2024, arXiv:2407.00617;
     COMAL (Liu et al., 2024, arXiv:2410.23223). With ratio 1 it is COMAL's IPO."""
@@ -238,32 +241,34 @@ def inpo(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
     def pull(side: Sequences) -> jax.Array:
         return side.logps - o.ratio * side.reference - (1 - o.ratio) * side.anchor
 
-    return (pull(chosen) - pull(rejected) - 1 / (2 * o.beta)) ** 2
+    return (pull(chosen) - pull(rejected) - 1 / (2 * beta)) ** 2
 
 
-def ranking(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def ranking(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """max(0, margin - beta (r_c - r_r)), r the token-mean log-ratio to the reference: METEOR's
     pairwise ranking of an expensive decoding over a cheap one, with the margin, the length
     control and the reference term that its code lacked."""
-    return relu(o.margin - o.beta * (chosen.mean_log_ratio - rejected.mean_log_ratio))
+    return relu(o.margin - beta * (chosen.mean_log_ratio - rejected.mean_log_ratio))
 
 
-def apo_zero(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def apo_zero(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     """desirable (1 - sigmoid(beta r_c)) + undesirable sigmoid(beta r_r): KTO's shape around zero
     instead of a KL estimate. D'Oosterlinck et al., 2024, arXiv:2408.06266, eq. 7."""
     zero = jnp.zeros_like(chosen.logps)
-    return kto(chosen.log_ratio, True, zero, o) + kto(rejected.log_ratio, False, zero, o)
+    return kto(chosen.log_ratio, True, zero, beta, o) + kto(
+        rejected.log_ratio, False, zero, beta, o
+    )
 
 
 def kto(
-    log_ratio: jax.Array, desirable: jax.Array | bool, kl: jax.Array, o: Objective
+    log_ratio: jax.Array, desirable: jax.Array | bool, kl: jax.Array, beta: Beta, o: Objective
 ) -> jax.Array:
     """Per-sequence KTO: d (1 - sigmoid(beta (r - kl))) for a desirable sequence and
     u (1 - sigmoid(beta (kl - r))) for another; `kl` is a detached estimate, >= 0, of the KL from
     the reference. Ethayarajh et al., 2024, arXiv:2402.01306, eq. 7 and 8."""
     kl = jax.lax.stop_gradient(kl)
-    good = o.desirable * (1 - sigmoid(o.beta * (log_ratio - kl)))
-    bad = o.undesirable * (1 - sigmoid(o.beta * (kl - log_ratio)))
+    good = o.desirable * (1 - sigmoid(beta * (log_ratio - kl)))
+    bad = o.undesirable * (1 - sigmoid(beta * (kl - log_ratio)))
     return jnp.where(desirable, good, bad)
 
 
@@ -283,7 +288,7 @@ def _log_odds(logp: jax.Array) -> jax.Array:
     return logp - log_rest
 
 
-def _nothing(chosen: Sequences, rejected: Sequences, o: Objective) -> jax.Array:
+def _nothing(chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective) -> jax.Array:
     return jnp.zeros_like(chosen.logps)
 
 
@@ -306,11 +311,14 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def kto_term(chosen: Sequences, rejected: Sequences, o: Objective, kl: jax.Array) -> Term:
+def kto_term(
+    chosen: Sequences, rejected: Sequences, beta: Beta, o: Objective, kl: jax.Array
+) -> Term:
     """`kto` over the sequences that are there, the chosen desirable and the rejected not."""
     sides = (chosen, True), (rejected, False)
     losses = [
-        jnp.where(side.tokens > 0, kto(side.log_ratio, good, kl, o), 0) for side, good in sides
+        jnp.where(side.tokens > 0, kto(side.log_ratio, good, kl, beta, o), 0)
+        for side, good in sides
     ]
     count = sum(jnp.sum(side.tokens > 0) for side, _ in sides)
     return Term(jnp.sum(losses[0]) + jnp.sum(losses[1]), count.astype(jnp.float32))
@@ -328,13 +336,17 @@ def sft_sequence(logps: jax.Array, tokens: jax.Array) -> Term:
 
 
 def loss_terms(
-    objective: Objective, sequences: Sequences, kl: jax.Array | float = 0.0
+    objective: Objective,
+    sequences: Sequences,
+    kl: jax.Array | float = 0.0,
+    beta: Beta | None = None,
 ) -> tuple[Term, ...]:
     """The parts of the loss of a micro-batch whose arrays are [..., k], k completions an example.
 
-    `kl` is the batch's KL estimate, for `kto` alone. Empty slots have `tokens` 0 everywhere and
-    count for nothing.
+    `kl` is the batch's KL estimate, for `kto` alone. `beta` stands in for the objective's own.
+    Empty slots have `tokens` 0 everywhere and count for nothing.
     """
+    beta = objective.beta if beta is None else beta
     if objective.loss == "sft":
         return (sft(sequences.logps, sequences.tokens),)
     if objective.loss == "sft_sequence":
@@ -346,9 +358,9 @@ def loss_terms(
     terms = ()
     for name, weight in objective.weights.items():
         if name == "kto":
-            term = kto_term(*sides, objective, jnp.asarray(kl))
+            term = kto_term(*sides, beta, objective, jnp.asarray(kl))
         else:
-            losses = LOSSES[name].formula(*sides, objective)
+            losses = LOSSES[name].formula(*sides, beta, objective)
             term = Term(jnp.sum(jnp.where(filled, losses, 0)), count)
         terms += (dataclasses.replace(term, weight=weight),)
     if objective.nll_weight:
@@ -357,7 +369,9 @@ def loss_terms(
     return terms
 
 
-def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Array]:
+def metric_sums(
+    objective: Objective, sequences: Sequences, beta: Beta | None = None
+) -> dict[str, jax.Array]:
     """Sums of what is worth watching, scalars; `metric_means` divides them.
 
     Rewards are beta times the summed log-ratio to the reference, also for losses that take its
@@ -365,6 +379,7 @@ def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Arr
     `kl` is the mean of log_ratio^2 / 2 (Schulman's k2), unbiased to second order where the
     completions come from the policy or its reference.
     """
+    beta = objective.beta if beta is None else beta
     there = sequences.tokens > 0
     sums = {
         "examples": _count(jnp.any(there, axis=-1)),
@@ -379,7 +394,7 @@ def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Arr
         sums[name] = _count(side.tokens > 0)
         sums[f"logps_{name}"] = jnp.sum(jnp.where(side.tokens > 0, side.logps, 0))
         sums[f"tokens_{name}"] = jnp.sum(side.tokens)
-        sums[f"reward_{name}"] = objective.beta * jnp.sum(ratio)
+        sums[f"reward_{name}"] = beta * jnp.sum(ratio)
         squares += jnp.sum(ratio**2)
         ratios.append(ratio)
     pairs = jnp.all(there, axis=-1)
@@ -387,7 +402,7 @@ def metric_sums(objective: Objective, sequences: Sequences) -> dict[str, jax.Arr
     return sums | {
         "pairs": _count(pairs),
         "kl": squares / 2,
-        "margin": objective.beta * jnp.sum(margin),
+        "margin": beta * jnp.sum(margin),
         "accuracy": _count(margin > 0),
     }
 

@@ -1,15 +1,18 @@
-"""AdamW, Adafactor and Lion with clipping and a schedule, from optax.
+"""AdamW, Adafactor and Lion with clipping, from optax, and schedules of their learning rate.
 
-Weight decay acts on kernels and LoRA factors, not on norms and biases.
+Weight decay acts on kernels and LoRA factors, not on norms and biases. The rate is an argument of
+each update, so that one compiled step serves every schedule and every number of steps.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from selfevo_jax.errors import UserError
@@ -40,15 +43,13 @@ def schedule(name: str, lr: float, steps: int, warmup: float) -> Callable[[Any],
     return optax.join_schedules([ramp, after], [rising])
 
 
+@functools.cache  # equal settings give the same object, by which compiled steps are found again
 def optimizer(
-    name: str,
-    rate: Callable[[Any], Any],
-    *,
-    weight_decay: float = 0.0,
-    clip: float | None = 1.0,
-) -> optax.GradientTransformation:
+    name: str, *, weight_decay: float = 0.0, clip: float | None = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """One of OPTIMIZERS after clipping to a global norm of `clip` (None: off).
 
+    Its `update(grads, state, params, rate=...)` takes the learning rate of the step.
     AdamW: Loshchilov & Hutter, 2019. Adafactor: Shazeer & Stern, 2018, with its factored second
     moments but our learning rate as it is. Lion: Chen et al., 2023. Decay is decoupled and scaled
     by the rate in all three. Raises UserError for another name.
@@ -60,18 +61,26 @@ def optimizer(
         )
     if name not in OPTIMIZERS:
         raise UserError(f"learn.optimizer {name!r} is unknown: use one of {', '.join(OPTIMIZERS)}")
-    steps = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    if name == "adafactor":
-        steps += [
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(weight_decay, mask=_decayed),
-            optax.scale_by_learning_rate(rate),
-        ]
-    else:
-        make = {"adamw": optax.adamw, "lion": optax.lion}[name]
-        steps.append(make(rate, weight_decay=weight_decay, mask=_decayed))
-    return optax.chain(*steps)
+    rules = {
+        "adamw": (optax.scale_by_adam,),
+        "adafactor": (optax.scale_by_factored_rms, lambda: optax.clip_by_block_rms(1.0)),
+        "lion": (optax.scale_by_lion,),
+    }
+    return optax.chain(
+        *([] if clip is None else [optax.clip_by_global_norm(clip)]),
+        *(make() for make in rules[name]),
+        optax.add_decayed_weights(weight_decay, mask=_decayed),
+        _scaled_by_rate(),
+    )
+
+
+def _scaled_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Updates times minus the rate that the call gives."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(-rate, leaf.dtype) * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _decayed(tree: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
 from selfevo_jax.models.config import ModelConfig
@@ -56,7 +56,7 @@ def first_gradient(trainer: JaxTrainer):
     mesh, objective = trainer.base.mesh, Objective("dpo", sft_weight=0.1)
     tree = jax.tree.map(lambda leaf: leaf + 0.05, init_lora(CONFIG, LORA, jax.random.key(2)))
     tree = jax.device_put(tree, shardings(tree, mesh))
-    optimizer_ = optimizer("adamw", schedule("constant", 1e-3, 1, 0.0))
+    optimizer_ = optimizer("adamw")
     steps = Steps(Recipe(CONFIG, objective, LORA), optimizer_, mesh, tree)
     plan = Batches(pairs(), batch_size=20, steps=1, seed=0, rows=4, row_length=64)
     micros = [

@@ -12,7 +12,7 @@ import pytest
 
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
@@ -66,7 +66,7 @@ def loss_and_gradient(config, mesh, params, lora):
         tree = jax.device_put(tree, shardings(tree, mesh))
     steps = Steps(
         Recipe(config, objective, lora),
-        optimizer("adamw", schedule("constant", 1e-3, 1, 0.0)), mesh, tree,
+        optimizer("adamw"), mesh, tree,
     )  # fmt: skip
     plan = Batches(pairs(), batch_size=16, steps=1, seed=0, rows=ROWS, row_length=64)
     micros = [

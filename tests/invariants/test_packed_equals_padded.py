@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.logps import sequence_sums, target_logps
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.lora import LoraConfig, adapter, init_lora
@@ -148,9 +148,7 @@ def our_loss_and_grads(
         examples, batch_size=len(examples), steps=1, seed=0, rows=rows, row_length=row_length
     )
     recipe = Recipe(sizes(tied), objective, lora, compute, chunk=16)
-    steps = Steps(
-        recipe, optimizer("adamw", schedule("constant", 1e-3, 1, 0.0)), make_mesh(), trainable
-    )
+    steps = Steps(recipe, optimizer("adamw"), make_mesh(), trainable)
     micros = []
     for micro in plan.micro_batches(0):
         table = np.where(micro.examples_be[..., None] >= 0, reference[micro.examples_be], 0).astype(

@@ -213,7 +213,9 @@ def test_kto_equals_trl(batch):
     expected = float(KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False))
     objective = Objective("dpo", desirable=1.3, undesirable=0.7)
     ratio = batch.sums().log_ratio.T.reshape(-1)
-    mine = losses.kto(ratio, jnp.asarray(labels), jnp.float32(1.5), objective).mean()
+    mine = losses.kto(
+        ratio, jnp.asarray(labels), jnp.float32(1.5), objective.beta, objective
+    ).mean()
     assert float(mine) == pytest.approx(expected, rel=1e-5)
     objective = Objective("kto", desirable=1.3, undesirable=0.7)
     (term,) = loss_terms(objective, batch.sums(), jnp.float32(1.5))

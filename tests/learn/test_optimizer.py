@@ -38,7 +38,7 @@ def test_steps_equal_torch_adamw():
         lr=0.01,
     )
     mine = {name: jnp.asarray(value, jnp.float32) for name, value in tree.items()}
-    optimizer_ = optimizer("adamw", schedule("constant", 0.01, 5, 0.0), weight_decay=0.1, clip=1.0)
+    optimizer_ = optimizer("adamw", weight_decay=0.1, clip=1.0)
     state = optimizer_.init(mine)
     for _ in range(5):
         grads = {name: rng.normal(size=value.shape) for name, value in tree.items()}
@@ -47,7 +47,7 @@ def test_steps_equal_torch_adamw():
         torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
         theirs.step()
         updates, state = optimizer_.update(
-            {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()}, state, mine
+            {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()}, state, mine, rate=0.01
         )
         mine = optax.apply_updates(mine, updates)
     for name, leaf in leaves.items():
@@ -63,14 +63,14 @@ def test_adafactor_equals_transformers():
         leaves.values(), lr=0.01, scale_parameter=False, relative_step=False
     )
     mine = {name: jnp.asarray(value, jnp.float32) for name, value in tree.items()}
-    chain = optimizer("adafactor", schedule("constant", 0.01, 3, 0.0), clip=None)
+    chain = optimizer("adafactor", clip=None)
     state = chain.init(mine)
     for _ in range(3):
         grads = {name: rng.normal(size=value.shape) for name, value in tree.items()}
         for name, leaf in leaves.items():
             leaf.grad = torch.tensor(grads[name])
         theirs.step()
-        updates, state = chain.update(grads, state, mine)
+        updates, state = chain.update(grads, state, mine, rate=0.01)
         mine = optax.apply_updates(mine, updates)
     for name, leaf in leaves.items():
         np.testing.assert_allclose(mine[name], leaf.detach().numpy(), atol=1e-5)
@@ -79,11 +79,11 @@ def test_adafactor_equals_transformers():
 def test_lion_by_hand():
     """The sign of 0.9 m + 0.1 g, with m <- 0.99 m + 0.01 g; decay joins the step."""
     mine = {"kernel": jnp.array([1.0, -2.0, 3.0])}
-    chain = optimizer("lion", schedule("constant", 0.1, 2, 0.0), weight_decay=0.5, clip=None)
+    chain = optimizer("lion", weight_decay=0.5, clip=None)
     state = chain.init(mine)
     value, moment = np.array([1.0, -2.0, 3.0]), np.zeros(3)
     for grad in (np.array([1.0, -1.0, 0.5]), np.array([-0.01, 3.0, 0.5])):
-        updates, state = chain.update({"kernel": jnp.asarray(grad)}, state, mine)
+        updates, state = chain.update({"kernel": jnp.asarray(grad)}, state, mine, rate=0.1)
         mine = optax.apply_updates(mine, updates)
         value = value - 0.1 * (np.sign(0.9 * moment + 0.1 * grad) + 0.5 * value)
         moment = 0.99 * moment + 0.01 * grad
@@ -92,4 +92,4 @@ def test_lion_by_hand():
 
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(UserError, match="adafactor"):
-        optimizer("adam", schedule("constant", 0.1, 2, 0.0))
+        optimizer("adam")

@@ -1,7 +1,6 @@
 """The flop formula against XLA's own count of the lowered step, for every family."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,13 @@ import pytest
 
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
-from selfevo_jax.learn.step import Frozen, Recipe, _accumulate
+from selfevo_jax.learn.optimizer import optimizer
+from selfevo_jax.learn.step import Frozen, Numbers, Recipe, train_programs
 from selfevo_jax.models.flops import forward_flops, mfu, train_flops
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import PRESETS, preset
+from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.text.render import TokenExample, TokenSpan
 
 LENGTH = 256
@@ -49,8 +50,10 @@ def test_within_two_percent_of_xla(family, lora):
     trainable, frozen = (tree, params) if lora else (params, {})
     recipe = Recipe(config, Objective("sft"), lora)
     others = Frozen(np.zeros_like(micro.counts_bek), np.zeros_like(micro.counts_bek))
-    lowered = jax.jit(functools.partial(_accumulate, recipe)).lower(
-        trainable, trainable, frozen, (micro, others), jnp.ones(1), 0.0, jax.random.key(0)
+    run = train_programs(recipe, optimizer("adamw"), make_mesh(), trainable)
+    numbers = Numbers(np.float32(0), np.float32(1))
+    lowered = run.accumulate.lower(
+        trainable, trainable, frozen, (micro, others), jnp.ones(1), numbers, jax.random.key(0)
     )
     counted = lowered.cost_analysis()["flops"]
     formula = train_flops(config, LENGTH, 128, lora=lora, keys=LENGTH, recompute=True)

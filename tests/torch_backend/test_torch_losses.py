@@ -69,14 +69,14 @@ def test_optimisers_are_those_of_optax(name, clip):
     tree = {"kernel": rng.normal(size=(4, 3)), "scale": rng.normal(size=3)}
     tree = {key: value.astype(np.float32) for key, value in tree.items()}
     rate = schedule("cosine", 0.1, 6, 0.3)
-    chain = optimizer(name, rate, weight_decay=0.1, clip=clip)
+    chain = optimizer(name, weight_decay=0.1, clip=clip)
     mine = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in tree.items()}
     own = Optimizer(name, list(mine.values()), [True, False], rate, weight_decay=0.1, clip=clip)
     state = chain.init(tree)
     for step in range(6):
         size = 10.0 ** (step - 3)  # below and above the clip
         grads = {key: (size * rng.normal(size=v.shape)).astype("f") for key, v in tree.items()}
-        updates, state = chain.update(grads, state, tree)
+        updates, state = chain.update(grads, state, tree, rate=rate(step))
         tree = optax.apply_updates(tree, updates)
         for key, parameter in mine.items():
             parameter.grad = torch.tensor(grads[key])
