@@ -98,8 +98,12 @@ def check_config(config: FrozenConfigDict) -> None:
             f"take configs/{config.method}.py"
         )
     for name, value in settings.items():
-        if name.rpartition(".")[2] in COUNTS and value < 1 and not name.startswith("task.args"):
+        if name.startswith("task.args"):
+            continue
+        if name.rpartition(".")[2] in COUNTS and value < 1:
             raise UserError(f"--config.{name}={value}: it must be at least 1")
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise UserError(f"--config.{name}={value}: a value is there twice")
 
 
 def show_plan(

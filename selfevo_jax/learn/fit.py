@@ -198,7 +198,7 @@ class Fit:
             trainable, frozen, micros, jax.random.fold_in(self.key, step), kl
         )
         trainable, chain, norm = self.steps.update(
-            trainable, state["optimizer"], grads, self.rate(step)
+            trainable, state["optimizer"], grads, float(self.rate(step))
         )
         sums["grad_norm"] = norm
         sums["places"] = len(micros) * micros[0][0].tokens_bt.size

@@ -41,8 +41,8 @@ class Engine(Protocol):
         """Adds the gradient of this process's part of a sum; `last` of a batch."""
         ...
 
-    def update(self) -> float:
-        """One step of the optimiser: the norm of the whole gradient before clipping."""
+    def update(self, rate: float) -> float:
+        """One step at a learning rate: the norm of the whole gradient before clipping."""
         ...
 
     def share(self, micro: MicroBatch, frozen: Frozen) -> tuple[MicroBatch, Frozen]:
@@ -96,8 +96,9 @@ class Alone:
         """See `Engine.backward`."""
         loss.backward()
 
-    def update(self) -> float:
+    def update(self, rate: float) -> float:
         """See `Engine.update`."""
+        self._optimizer.lr = rate
         return float(self._optimizer.update())
 
     def share(self, micro: MicroBatch, frozen: Frozen) -> tuple[MicroBatch, Frozen]:

@@ -7,7 +7,7 @@ single elements, so DeepSpeed may hand it any pieces of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ _ADAM, _LION, _EPSILON = (0.9, 0.999), (0.9, 0.99), 1e-8
 class Optimizer(torch.optim.Optimizer):
     """State and update rule for `parameters`; `decayed[i]`: whether decay acts on the i-th.
 
-    `rate` maps the number of steps done to a learning rate. Moments have their parameter's type,
-    as in optax. Raises UserError for an optimiser that only the JAX backend has.
+    `lr` is the learning rate of the next step. Moments have their parameter's type, as in optax.
+    Raises UserError for an optimiser that only the JAX backend has.
     """
 
     def __init__(
@@ -31,7 +31,6 @@ class Optimizer(torch.optim.Optimizer):
         name: str,
         parameters: Sequence[Tensor],
         decayed: Sequence[bool],
-        rate: Callable[[int], float],
         *,
         weight_decay: float = 0.0,
         clip: float | None = 1.0,
@@ -43,7 +42,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         self.moments, self.clip = MOMENTS[name], clip
         self._rule = {"adamw": self._adamw, "lion": self._lion}[name]
-        self._rate, self.count = rate, 0
+        self.lr, self.count = 0.0, 0
         self.earlier = 0  # steps of fits before this one that the moments remember
         groups: dict[float, list[Tensor]] = {}
         for parameter, is_decayed in zip(parameters, decayed, strict=True):
@@ -75,7 +74,6 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """The update rule on what has a gradient, at `count` steps done, which it leaves."""
-        lr = float(self._rate(self.count))
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -85,7 +83,7 @@ class Optimizer(torch.optim.Optimizer):
                 direction = self._rule(self.state[parameter], parameter.grad)
                 if group["weight_decay"]:
                     direction = direction + group["weight_decay"] * parameter
-                parameter.sub_(lr * direction)
+                parameter.sub_(self.lr * direction)
 
     def _adamw(self, state: dict[str, Tensor], grad: Tensor) -> Tensor:
         (b1, b2), mu, nu = _ADAM, state["mu"], state["nu"]

@@ -103,9 +103,11 @@ class TorchSteps:
             count += float(filled.sum())
         return np.float32(max(0.0, ratio / max(count, 1.0)))
 
-    def update(self, trainable: Any, state: Any, grads: None) -> tuple[Any, Any, float]:
+    def update(
+        self, trainable: Any, state: Any, grads: None, rate: float
+    ) -> tuple[Any, Any, float]:
         """One optimiser step in place: (trainable, state, gradient norm before clipping)."""
-        return trainable, state, self._engine.update()
+        return trainable, state, self._engine.update(rate)
 
     def _of_batch(self, batches) -> list[Tensor]:
         """The denominators of the loss's terms over a whole batch."""

@@ -124,7 +124,6 @@ class TorchFit(Fit):
                 settings.optimizer,
                 [slot.parameter for slot in slots],
                 [slot.decayed for slot in slots],
-                self.rate,
                 weight_decay=settings.weight_decay,
                 clip=settings.clip,
             )

@@ -79,8 +79,9 @@ class Zero:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.size, scale_wrt_gas=False)
 
-    def update(self) -> float:
+    def update(self, rate: float) -> float:
         """See `Engine.update`."""
+        self._optimizer.lr = rate
         self._engine.step()
         self._optimizer.count += 1
         return float(self._engine.get_global_grad_norm())

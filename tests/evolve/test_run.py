@@ -111,6 +111,7 @@ def test_a_training_without_effect_ends_the_run(mini):
     ("override", "message"),
     [
         ("sample.n=0", "config.sample.n=0: it must be at least 1"),
+        ("sample.stop=('a','a')", "config.sample.stop=.*: a value is there twice"),
         ("method=verifed", "did you mean verified"),
         ("task.name=rg:chain_sun", "did you mean rg:chain_sum"),
         ("model=random:tinny?seed=0", "nearest: tiny"),

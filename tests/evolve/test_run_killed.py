@@ -1,4 +1,8 @@
-"""Miniature runs with every stage real, killed with SIGKILL at several moments."""
+"""Miniature runs with every stage real, killed with SIGKILL at several moments.
+
+The slow test kills every method, fifty times in all; its moments are printed (`-s`) and are shares
+of the bytes that the finished run has, so that they are spread over the whole run on any machine.
+"""
 
 import os
 import random
@@ -6,13 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-QUICKSTART = (f"--config={ROOT / 'configs' / 'quickstart.py'}:tiny",)
-COMBINED = (f"--config={ROOT / 'configs' / 'combined.py'}:both-tiny", "--config.betas=(0.05,)")
+LIMIT = 1800  # seconds that one start of a miniature run may take
+QUICKSTART, COMBINED = "quickstart:tiny", "combined:both-tiny"
+KILLS = {
+    "active:tiny": 7, COMBINED: 7, "elite:tiny": 7, "meteor:tiny": 7, QUICKSTART: 8,
+    "refeval:tiny": 7, "reflectevo:tiny": 7,
+}  # fmt: skip
 # Wall clock, and what a killed run and an undisturbed one may name differently.
 TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
 MOMENTS = (
@@ -42,10 +51,32 @@ def environment(tmp_path_factory):
     return os.environ | {"SELFEVO_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
-def start(workdir: Path, environment, config: tuple[str, ...]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "selfevo_jax.cli", "run", *config, f"--workdir={workdir}"]
+def start(workdir: Path, environment, config: str, *overrides: str) -> subprocess.Popen:
+    name, _, variant = config.partition(":")
+    command = [sys.executable, "-m", "selfevo_jax.cli", "run", f"--workdir={workdir}", *overrides]
+    command.append(f"--config={ROOT}/configs/{name}.py:{variant}")
     with open(workdir.with_suffix(".out"), "a") as said:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+
+
+def finish(workdir: Path, environment, config: str, *overrides: str) -> None:
+    status = start(workdir, environment, config, *overrides).wait(LIMIT)
+    assert status == 0, workdir.with_suffix(".out").read_text()
+
+
+def killed(process: subprocess.Popen, ready: Callable[[], bool], delay: float) -> bool:
+    """Kills the process `delay` seconds after it is `ready`; False if it ended first."""
+    limit = time.monotonic() + LIMIT
+    while not ready() and process.poll() is None:
+        assert time.monotonic() < limit, "the moment never came"
+        time.sleep(0.002)
+    time.sleep(delay)
+    if process.poll() is not None:
+        assert process.returncode == 0
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True
 
 
 def content(workdir: Path) -> dict[str, bytes]:
@@ -57,52 +88,81 @@ def content(workdir: Path) -> dict[str, bytes]:
     }
 
 
-def kill_at(workdir: Path, environment, config, moment: str, delay: float) -> bool:
-    """Starts the run, kills it `delay` seconds after `moment` exists; False if it ended first."""
-    process = start(workdir, environment, config)
-    limit = time.monotonic() + 240
-    while not (workdir / moment).exists() and process.poll() is None:
-        assert time.monotonic() < limit, f"{moment} never came"
-        time.sleep(0.001)
-    time.sleep(delay)
-    if process.poll() is not None:
-        assert process.returncode == 0, workdir.with_suffix(".out").read_text()
-        return False
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return True
-
-
-def killed_like_whole(tmp_path, environment, config, moments, rng) -> Path:
-    """7.1 k: a run killed at these moments and gone on with has the bytes of a whole run."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, environment, config).wait(600) == 0, (tmp_path / "whole.out").read_text()
-    kills = [kill_at(killed, environment, config, m, rng.uniform(0, 0.05)) for m in moments]
-    assert sum(kills) >= 4, f"too few kills hit a running process: {kills} at {moments}"
-    assert start(killed, environment, config).wait(600) == 0, (tmp_path / "killed.out").read_text()
-    expected, found = content(whole), content(killed)
-    assert expected.keys() == found.keys()
+def assert_same(whole: Path, broken: Path) -> None:
+    expected, found = content(whole), content(broken)
+    assert expected.keys() == found.keys() and len(expected) > 20
     assert [name for name in expected if expected[name] != found[name]] == []
-    assert not list(killed.rglob("*.part.jsonl")) and not list(killed.rglob("*.tmp"))
-    return killed
+    assert not list(broken.rglob("*.part.jsonl")) and not list(broken.rglob("*.tmp"))
+
+
+def killed_like_whole(folder, moments, *how) -> Path:
+    """7.1 k: a run killed at these moments and gone on with has the bytes of a whole run."""
+    whole, broken, rng = folder / "whole", folder / "killed", random.Random(20)
+    finish(whole, *how)
+    kills = [
+        killed(start(broken, *how), (broken / moment).exists, rng.uniform(0, 0.05))
+        for moment in moments
+    ]
+    assert sum(kills) >= 4, f"too few kills hit a running process: {kills} at {moments}"
+    finish(broken, *how)
+    assert_same(whole, broken)
+    return broken
 
 
 def test_killed_five_times_gives_the_same_bytes(tmp_path, environment):
-    rng = random.Random(20)
-    moments = sorted(rng.sample(MOMENTS, 5), key=MOMENTS.index)
-    killed = killed_like_whole(tmp_path, environment, QUICKSTART, moments, rng)
-    before = content(killed)
+    moments = sorted(random.Random(20).sample(MOMENTS, 5), key=MOMENTS.index)
+    broken = killed_like_whole(tmp_path, moments, environment, QUICKSTART)
+    before = content(broken)
     assert "round_02/train/adapter/adapter_model.safetensors" in before
 
-    assert start(killed, environment, QUICKSTART).wait(300) == 0
-    said = killed.with_suffix(".out").read_text().rpartition("plan")[2]
+    finish(broken, environment, QUICKSTART)
+    said = broken.with_suffix(".out").read_text().rpartition("plan")[2]
     assert said.count("finished before, nothing to do") == 13
     assert "loading random:tiny" not in said
-    assert content(killed) == before
+    assert content(broken) == before
 
 
 @pytest.mark.slow
 def test_a_combination_killed_five_times_gives_the_same_bytes(tmp_path, environment):
-    moments, rng = MOMENTS_OF_A_COMBINATION, random.Random(20)
-    killed = killed_like_whole(tmp_path, environment, COMBINED, moments, rng)
-    assert (killed / "round_02/beta_0.05.train/adapter/adapter_model.safetensors").exists()
+    how = environment, COMBINED, "--config.betas=(0.05,)"
+    broken = killed_like_whole(tmp_path, MOMENTS_OF_A_COMBINATION, *how)
+    assert (broken / "round_02/beta_0.05.train/adapter/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * LIMIT)
+@pytest.mark.parametrize(("config", "kills"), KILLS.items())
+def test_fifty_kills_change_no_byte(config, kills, tmp_path, environment):
+    assert sum(KILLS.values()) == 50
+    whole, broken, rng = tmp_path / "whole", tmp_path / "killed", random.Random(config)
+    finish(whole, environment, config)
+    hits = 0
+    for share in sorted(rng.random() for _ in range(kills)):
+        enough = share * written(whole)
+        process = start(broken, environment, config)
+        hit = killed(process, lambda: written(broken) >= enough, rng.uniform(0, 0.05))  # noqa: B023
+        hits += hit
+        where = stage_at_work(broken) if hit else "it had ended"
+        print(f"{config}: killed at {share:.3f} of the bytes, in {where}", flush=True)
+    assert hits >= kills - 1
+    finish(broken, environment, config)
+    assert_same(whole, broken)
+
+
+def written(workdir: Path) -> int:
+    """Bytes below a folder that is being written to."""
+    total = 0
+    for folder, _, names in os.walk(workdir):
+        for name in names:
+            try:
+                total += os.stat(f"{folder}/{name}").st_size
+            except FileNotFoundError:  # renamed between the two looks
+                continue
+    return total
+
+
+def stage_at_work(workdir: Path) -> str:
+    """What the run was doing: the stages that are begun and not finished."""
+    begun = {path.parent for path in workdir.glob("round_*/*/*") if path.name != "stage.json"}
+    owed = [path for path in begun if not (path / "stage.json").exists()]
+    return ", ".join(sorted(str(path.relative_to(workdir)) for path in owed)) or "between stages"
