@@ -22,7 +22,7 @@ def start(tmp_path_factory):
 
 
 def launch(compiled, folder, *options, mesh="1,1,1", every=2, devices=1):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,

@@ -15,7 +15,9 @@ STEPS_OF_AN_EPOCH, EXAMPLES = 3, 22
 @pytest.fixture(scope="module")
 def read():
     """Number of hosts -> step -> host -> rows -> example indices."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    }
     found = subprocess.run(
         [sys.executable, WORKER], env=env, capture_output=True, text=True, timeout=300
     )

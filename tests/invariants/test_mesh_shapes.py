@@ -126,7 +126,7 @@ def addresses(array):
 
 
 def on_eight_devices(root, *tests):
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     names = [f"{Path(__file__)}::{test}" for test in tests]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],

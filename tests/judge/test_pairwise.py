@@ -214,7 +214,7 @@ def test_smollm2_gives_the_label_probabilities_of_transformers(
     torch = pytest.importorskip("torch")
     tokenizer = load_tokenizer(smollm2.path)
     rows = [json.loads(line) for line in open(shared_data / "llmbar" / "llmbar.jsonl")]
-    rows = sorted(rows, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:10]
+    rows = sorted(rows, key=lambda row: len(row["input"] + row["output_1"] + row["output_2"]))[:5]
     contests = [
         Contest(str(n), row["input"], row["output_1"], row["output_2"])
         for n, row in enumerate(rows)

@@ -57,7 +57,7 @@ class Run:
         return self
 
     def _spawn(self, host: int, command: list[str]) -> None:
-        flags = f"--xla_force_host_platform_device_count={self.devices}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={self.devices}"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu", "SELFEVO_CACHE": str(self.cache), "XLA_FLAGS": flags,
         }  # fmt: skip

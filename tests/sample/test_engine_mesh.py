@@ -37,7 +37,7 @@ def test_a_mesh_gives_the_same_answers(request, tiny, tmp_path):
     scores = [score.logps for score in engine.score(given())]
     (tmp_path / "expected.json").write_text(json.dumps({"answers": answers, "scores": scores}))
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={DEVICES}",
         EXPECTED: str(tmp_path / "expected.json"),
     }
     test = f"{Path(__file__)}::test_on_eight_devices"

@@ -30,35 +30,29 @@ def messages(shared_data):
     return [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines[:PROMPTS]]
 
 
-def reference_tokens(model, prompts: list[list[int]], eos: int) -> list[list[int]]:
-    """Greedy continuations by `transformers`, left-padded in one batch."""
-    width = max(map(len, prompts))
-    ids_bt = torch.tensor([[eos] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask_bt = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+def greedy_tokens(model, prompt: list[int], tokens: list[int]) -> list[int]:
+    """What greedy decoding by `transformers` says after the prompt and each of these tokens: where
+    that is these tokens, its greedy continuation is the same one, by induction, in one pass."""
     with torch.inference_mode():
-        out_bt = model.generate(
-            ids_bt, attention_mask=mask_bt, max_new_tokens=NEW, do_sample=False,
-            eos_token_id=eos, pad_token_id=eos,
-        )  # fmt: skip
-    rows = out_bt[:, width:].tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+        logits_tv = model(torch.tensor([prompt + tokens])).logits[0]
+    return logits_tv[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
 def test_greedy_equals_transformers_token_by_token(smollm2_reference, tokenizer, engine, messages):
     requests = [
         Request(str(i), m, SamplingParams(NEW, temperature=0.0)) for i, m in enumerate(messages)
     ]
-    ours = {completion.id: completion for completion in engine.generate(requests)}
-    prompts = [render_prompt(tokenizer, m) for m in messages]
-    (eos,) = tokenizer.eos_ids
-    for index, theirs in enumerate(reference_tokens(smollm2_reference, prompts, eos)):
-        assert list(ours[str(index)].tokens) == theirs, f"prompt {index}"
+    found = {completion.id: list(completion.tokens) for completion in engine.generate(requests)}
+    for index, each in enumerate(messages):
+        ours, prompt = found[str(index)], render_prompt(tokenizer, each)
+        assert len(ours) == NEW or ours[-1] in tokenizer.eos_ids
+        assert greedy_tokens(smollm2_reference, prompt, ours) == ours, f"prompt {index}"
 
 
 def test_sampled_and_scored_logps_agree(engine, messages):
     requests = [
         Request(str(i), m, SamplingParams(40, temperature=0.8, top_p=0.9), seed=i)
-        for i, m in enumerate(messages)
+        for i, m in enumerate(messages[:10])
     ]
     sampled = {completion.id: completion for completion in engine.generate(requests)}
     wanted = [ScoreRequest(r.id, r.messages, sampled[r.id].text) for r in requests]
@@ -68,5 +62,5 @@ def test_sampled_and_scored_logps_agree(engine, messages):
         if score.tokens[: len(tokens)] == tokens:
             difference = np.abs(np.subtract(score.logps[: len(tokens)], logps))
             compared, worst = compared + len(tokens), max(worst, difference.max())
-    assert compared > 400
+    assert compared > 200
     assert worst < 1e-3
