@@ -51,8 +51,11 @@ rm -f "$stamp"
 say "installing selfevo_jax${extras:+[$extras]} for Python $version into $venv"
 started=$SECONDS
 # Not compiled now: most modules of these packages are never imported; Python compiles the others.
-if ! "$venv/bin/python" -m pip install --disable-pip-version-check \
-    --no-compile --constraint "$versions_file" --editable "$root${extras:+[$extras]}"; then
+pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-compile --constraint "$versions_file")
+# The few packages that come as source are built with this environment's setuptools: an environment
+# for each of them would take a third of the whole time.
+if ! { "${pip[@]}" --quiet setuptools &&
+    "${pip[@]}" --no-build-isolation --editable "$root${extras:+[$extras]}"; }; then
     echo "pip could not install the packages; its reason is above. Without a network, point" \
         "PIP_INDEX_URL or PIP_FIND_LINKS at a mirror; then run the same command again." >&2
     exit 1

@@ -147,6 +147,22 @@ class Example(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class DataRow(Record):
+    """A row of a data file, complete for training, known there as `source_id`.
+
+    `completions` are one to imitate, or one with a `label` (whether it is desirable), or a chosen
+    and a rejected one; with none, all assistant turns of `messages` are learned.
+    """
+
+    identity: ClassVar[tuple[str, ...]] = ("messages", "completions", "label")
+
+    source_id: str
+    messages: tuple[Message, ...]
+    completions: tuple[str, ...]
+    label: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Vector(Record):
     """The embedding of a record's text by a policy."""
 

@@ -14,7 +14,7 @@ MOST_MEMORY = 3 * 2**30  # bytes of one test process, before it lets compiled pr
 # Before jax is imported anywhere. Tests of several devices start processes of their own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Most programs run a few times on tiny models: LLVM's optimisation would cost a third more time
 # than it saves. Set XLA_FLAGS to run the tests with what users get.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.records import Answer, Pair, Prompt, Sample, Verdict, content_id, join
+from selfevo_jax.records import Answer, DataRow, Pair, Prompt, Sample, Verdict, content_id, join
 
 PROMPT = Prompt.make(
     task="t", messages=({"role": "user", "content": "2+2 = ü?"},), answer="4", meta={"index": 3}
@@ -46,6 +46,7 @@ def test_an_id_is_the_same_in_another_process_and_follows_content_only():
             prompt_id="p", chosen_id="a", rejected_id="b", prompt=PROMPT.messages, chosen="x",
             rejected="y\u2028",
         ),
+        DataRow.make(source_id="7", messages=PROMPT.messages, completions=("4", "5"), label=None),
         Answer.make(
             prompt_id="p", task="t", policy="base", text="4", parsed="4", gold="4", score=1.0,
             correct=True, tokens=2,

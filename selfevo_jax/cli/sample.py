@@ -83,7 +83,7 @@ def _prompts(arguments: argparse.Namespace) -> Iterator[tuple[str, list[dict[str
     if arguments.prompt is not None:
         yield "prompt", [{"role": "user", "content": arguments.prompt}]
         return
-    from selfevo_jax.text.data_files import read_examples
+    from selfevo_jax.text.datasets import read_examples
 
     for row in read_examples(arguments.prompts):
         yield row["id"], row["messages"]

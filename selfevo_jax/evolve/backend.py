@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.embedding import embed_texts
 from selfevo_jax.evolve.files import file_sha256
+from selfevo_jax.evolve.lesson_text import Trainable, rendered
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import RANDOM, random_model
@@ -31,14 +32,14 @@ from selfevo_jax.parallel.compile_cache import keep_compiled
 from selfevo_jax.parallel.distributed import barrier, first, one_after_another
 from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
 from selfevo_jax.parallel.rules import same_shares, shardings
-from selfevo_jax.records import Example, Pair, Prompt, Sample, content_id
+from selfevo_jax.records import Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.http.client import HttpGenerator
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.secret import secret_from_environment
 from selfevo_jax.sample.http.spending import Cap
 from selfevo_jax.sample.protocol import Generator
-from selfevo_jax.text.render import TokenExample, prompt_text, render_example
+from selfevo_jax.text.render import prompt_text, render_example
 from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
 from selfevo_jax.weights.model_files import ModelFiles, open_model
 from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
@@ -88,7 +89,7 @@ class Backend(Protocol):
 
     def fit(
         self,
-        examples: Iterable[Pair | Example],
+        examples: Iterable[Trainable],
         fitting: Fitting,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
@@ -311,14 +312,15 @@ class JaxBackend:
 
     def fit(
         self,
-        examples: Iterable[Pair | Example],
+        examples: Iterable[Trainable],
         fitting: Fitting,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """See `Backend.fit`."""
         model, training = self.model, fitting.training
         model.release_generator()
-        rendered = [self._rendered(example) for example in examples]
+        longest = model.files.config.max_position
+        texts = [rendered(model.tokenizer, example, longest) for example in examples]
         trainer = JaxTrainer(
             model.files.config,
             model.training_params,
@@ -328,7 +330,7 @@ class JaxBackend:
             mesh=model.training_mesh,
         )
         result = trainer.fit(
-            rendered,
+            texts,
             training.objective,
             training.fit,
             fitting.folder,
@@ -342,7 +344,7 @@ class JaxBackend:
             fitting.folder / "adapter", result.trained, training.fit.lora,
             self.config.model, model.files.hash, fitting.lineage(),
         )  # fmt: skip
-        return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
+        return {"examples": len(texts), "steps": result.steps, "tokens": result.tokens}
 
     def merge(
         self, policies: Sequence[Policy], how: str, density: float, folder: Path
@@ -361,12 +363,6 @@ class JaxBackend:
             save_peft(folder / "adapter", tree, lora, self.config.model, base, origin)
         barrier()
         return {"adapters": len(parts)}
-
-    def _rendered(self, example: Pair | Example) -> TokenExample:
-        pair = isinstance(example, Pair)
-        texts = (example.chosen, example.rejected) if pair else (example.completion,)
-        longest = self.model.files.config.max_position
-        return render_example(self.model.tokenizer, example.id, example.prompt, texts, longest)
 
     def _model(self, policy: Policy) -> JaxModel:
         return self.model if policy.role is None else self._local(policy.role)

@@ -13,7 +13,7 @@ from selfevo_jax import config
 from selfevo_jax.evaluate.task import check_choice
 from selfevo_jax.evolve.run import Policy, Run
 
-METHODS = ("active", "combined", "elite", "meteor", "refeval", "reflectevo", "verified")
+METHODS = ("active", "combined", "elite", "meteor", "offline", "refeval", "reflectevo", "verified")
 
 
 def method(name: str) -> Callable[[Run], Policy | None]:

@@ -12,15 +12,16 @@ from pathlib import Path
 from selfevo_jax.evaluate.contamination import Contamination, check_overlap, report_lines
 from selfevo_jax.evaluate.task import Task
 from selfevo_jax.evolve.files import write_json
+from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.records import Example, Pair
+from selfevo_jax.records import DataRow, Example, Pair
 
 OVERLAP = "overlap.json"
 KEPT = 100  # matches in the file
 
 
 def tell_overlap(
-    records: Iterable[Pair | Example],
+    records: Iterable[Trainable],
     task: Task,
     n: int,
     seed: int,
@@ -42,9 +43,13 @@ def tell_overlap(
     return found
 
 
-def _texts(record: Pair | Example) -> list[str]:
+def _texts(record: Trainable) -> list[str]:
     """What is read and learned, not who says it."""
-    learned = (
-        [record.completion] if isinstance(record, Example) else [record.chosen, record.rejected]
-    )
-    return [*(message["content"] for message in record.prompt), *learned]
+    match record:
+        case Pair():
+            read, learned = record.prompt, (record.chosen, record.rejected)
+        case Example():
+            read, learned = record.prompt, (record.completion,)
+        case DataRow():
+            read, learned = record.messages, record.completions
+    return [*(message["content"] for message in read), *learned]

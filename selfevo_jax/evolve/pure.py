@@ -1,6 +1,7 @@
 """Stages that no model takes part in: pure functions from records to records."""
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from selfevo_jax.evolve.engine import Recipe, Stages
 from selfevo_jax.evolve.files import file_sha256
 from selfevo_jax.evolve.keys import code_key
 from selfevo_jax.evolve.views import R, Records, View
-from selfevo_jax.records import Record, Row
+from selfevo_jax.records import Record, Row, canonical_json
 from selfevo_jax.text.data_files import read_jsonl
 
 
@@ -72,17 +73,26 @@ class PureStages(Stages):
         return self._pure(name, kind, recipe, function, inputs_of(rows, given))
 
     def read(
-        self, name: str, file: str, function: Callable[[Mapping[str, Any]], R | None], kind: type[R]
+        self,
+        name: str,
+        source: str,
+        function: Callable[[Mapping[str, Any]], R | None],
+        kind: type[R],
+        *,
+        rows: Callable[[str], Iterable[Mapping[str, Any]]] = read_jsonl,
     ) -> Records[R]:
-        """`function(row)` of every row of a JSONL file: a record, or None to leave the row out."""
+        """`function(row)` of each of `rows(source)`: a record, or None to leave the row out.
+
+        A source is a JSONL file, or another that `rows` can read.
+        """
         recipe = Recipe(
-            items=lambda: ((str(number), row) for number, row in enumerate(read_jsonl(Path(file)))),
+            items=lambda: ((str(number), row) for number, row in enumerate(rows(source))),
             work=lambda: work.each(lambda row: [made] if (made := function(row)) else []),
-            total=sum(1 for _ in read_jsonl(Path(file))),
+            total=sum(1 for _ in rows(source)),
             unit="rows",
-            data=file,
+            data=source,
         )
-        return self._pure(name, kind, recipe, function, {"file": file_sha256(Path(file))})
+        return self._pure(name, kind, recipe, function, {"file": _content(source, rows)})
 
     def table(
         self,
@@ -103,6 +113,16 @@ class PureStages(Stages):
         return self.records(
             name, kind, recipe, settings={}, version=code_key(function), inputs=inputs
         )
+
+
+def _content(source: str, rows: Callable[[str], Iterable[Mapping[str, Any]]]) -> str:
+    """A hash of a file's bytes, or of the rows of what is no file."""
+    if Path(source).is_file():
+        return file_sha256(Path(source))
+    digest = hashlib.sha256()
+    for row in rows(source):
+        digest.update(canonical_json(row).encode())
+    return digest.hexdigest()
 
 
 def inputs_of(rows: View, given: View | None = None) -> dict[str, str | None]:

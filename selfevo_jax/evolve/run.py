@@ -27,6 +27,7 @@ from selfevo_jax.evolve.views import Records, View, together
 from selfevo_jax.judge.pairwise import Comparison, Contest
 from selfevo_jax.records import (
     Answer,
+    DataRow,
     Example,
     Pair,
     Prompt,
@@ -39,9 +40,9 @@ from selfevo_jax.records import (
 from selfevo_jax.text.data_files import read_jsonl
 
 __all__ = [
-    "Answer", "Comparison", "Contest", "Example", "Pair", "Policy", "Prompt", "Record", "Records",
-    "Row", "Run", "Sample", "Vector", "Verdict", "View", "accepting", "banding", "prompt_file",
-    "question", "role_defaults", "rounds", "sampling", "together",
+    "Answer", "Comparison", "Contest", "DataRow", "Example", "Pair", "Policy", "Prompt", "Record",
+    "Records", "Row", "Run", "Sample", "Vector", "Verdict", "View", "accepting", "banding",
+    "prompt_file", "question", "role_defaults", "rounds", "sampling", "together",
 ]  # fmt: skip
 
 ALL_SOLVED = "every prompt was solved in an earlier round (difficulty.repeat): there is no more"

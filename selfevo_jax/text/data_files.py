@@ -172,31 +172,6 @@ def _format_of(signal: frozenset[str]) -> str:
     )
 
 
-def read_examples(path: str | Path) -> Iterator[Row]:
-    """Rows of a data file in any known format, as {"id", "messages", "completions"}.
-
-    The first row decides the format, and every further row must have it. The id is the row's
-    `id` or `uid`, or the first 16 hex digits of the SHA-256 of the row's canonical JSON. Raises
-    UserError naming file:line, also for an id that came before.
-    """
-    seen: dict[str, int] = {}
-    format_: str | None = None
-    for number, row in read_numbered(path):
-        place = f"{path}:{number}"
-        found = format_at(row, place)
-        format_ = format_ or found
-        if found != format_:
-            raise UserError(f"{place}: a {found} row in a file of {format_} rows; split the file")
-        example = to_example(row, format_, place)
-        if example["id"] in seen:
-            raise UserError(
-                f"{place}: the id {example['id']!r} is that of line {seen[example['id']]} already; "
-                "remove the repeated row or give it another id"
-            )
-        seen[example["id"]] = number
-        yield example
-
-
 def content_id(row: Mapping[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 of the row as canonical JSON (sorted keys, UTF-8)."""
     text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -39,13 +39,29 @@ def numbered_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
         yield number, {key: _plain(value) for key, value in row.items() if value is not None}
 
 
-def examples(source: str | Path) -> Iterator[Row]:
-    """Rows as {"id", "messages", "completions"}; the first one decides the format."""
-    format_ = None
+def read_examples(source: str | Path) -> Iterator[Row]:
+    """Rows of a source in any known format, as {"id", "messages", "completions"}.
+
+    The first row decides the format, and every further row must have it. The id is the row's
+    `id` or `uid`, or the first 16 hex digits of the SHA-256 of the row's canonical JSON. Raises
+    UserError naming source:line, also for an id that came before.
+    """
+    seen: dict[str, int] = {}
+    format_: str | None = None
     for number, row in numbered_rows(source):
         place = f"{source}:{number}"
-        format_ = format_ or format_at(row, place)
-        yield to_example(row, format_, place)
+        found = format_at(row, place)
+        format_ = format_ or found
+        if found != format_:
+            raise UserError(f"{place}: a {found} row in a file of {format_} rows; split the file")
+        example = to_example(row, format_, place)
+        if example["id"] in seen:
+            raise UserError(
+                f"{place}: the id {example['id']!r} is that of line {seen[example['id']]} already; "
+                "remove the repeated row or give it another id"
+            )
+        seen[example["id"]] = number
+        yield example
 
 
 def _split(name: str) -> tuple[str, str]:

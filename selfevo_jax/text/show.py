@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from selfevo_jax.text.data_files import read_examples
+from selfevo_jax.text.datasets import read_examples
 from selfevo_jax.text.render import (
     TokenExample,
     TokenSpan,

@@ -23,11 +23,12 @@ from ml_collections import FrozenConfigDict
 from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxBackend, JaxModel
+from selfevo_jax.evolve.lesson_text import Trainable, rendered
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.models.lora import Adapter
-from selfevo_jax.records import Example, Pair, Prompt, Sample
+from selfevo_jax.records import Prompt, Sample
 from selfevo_jax.sample.protocol import Generator
 from selfevo_jax.text.render import TokenExample, render_example
 from selfevo_jax.torch_backend.engine import Alone
@@ -146,7 +147,7 @@ class TorchBackend(JaxBackend):
 
     def fit(
         self,
-        examples: Iterable[Pair | Example],
+        examples: Iterable[Trainable],
         fitting: Fitting,
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
@@ -174,7 +175,7 @@ class TorchBackend(JaxBackend):
 
     def fit_here(
         self,
-        examples: Sequence[Pair | Example],
+        examples: Sequence[Trainable],
         fitting: Fitting,
         on_step: Callable[[int, str], None],
         *,
@@ -184,7 +185,8 @@ class TorchBackend(JaxBackend):
     ) -> dict[str, int]:
         """`fit` in this process, which may be one of several; the first of them `writes`."""
         model, training = self.model, fitting.training
-        rendered = [self._rendered(example) for example in examples]
+        longest = model.files.config.max_position
+        texts = [rendered(model.tokenizer, example, longest) for example in examples]
         trainer = TorchTrainer(
             model.decoder,
             model.tokenizer,
@@ -193,7 +195,7 @@ class TorchBackend(JaxBackend):
             processes=processes,
         )
         result = trainer.fit(
-            rendered,
+            texts,
             training.objective,
             training.fit,
             fitting.folder,
@@ -208,7 +210,7 @@ class TorchBackend(JaxBackend):
                 fitting.folder / "adapter", result.trained, training.fit.lora,
                 self.config.model, model.files.hash, fitting.lineage(),
             )  # fmt: skip
-        return {"examples": len(rendered), "steps": result.steps, "tokens": result.tokens}
+        return {"examples": len(texts), "steps": result.steps, "tokens": result.tokens}
 
     def _local(self, role: Role) -> TorchModel:
         if role.model in ("", self.config.model):

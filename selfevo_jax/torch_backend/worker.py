@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 from ml_collections import FrozenConfigDict
@@ -12,13 +13,13 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from selfevo_jax.evolve.files import read_json, write_json
+from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
 from selfevo_jax.models.lora import LoraConfig
-from selfevo_jax.records import Example, Pair
 from selfevo_jax.torch_backend.agent import end_with_launcher
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
@@ -49,9 +50,9 @@ def main(folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def read_examples(path: Path, kind: str) -> list[Pair] | list[Example]:
+def read_examples(path: Path, kind: str) -> list[Trainable]:
     """The records that the launcher wrote."""
-    of = {"Pair": Pair, "Example": Example}[kind]
+    of = {of.__name__: of for of in get_args(Trainable)}[kind]
     return [of.from_json(json.loads(line)) for line in path.read_text().splitlines()]
 
 

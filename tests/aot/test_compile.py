@@ -90,6 +90,7 @@ def test_the_command_prints_one_object(capsys):
     assert facts["preset"] == "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("libtpu")
 def test_a_plan_puts_the_fastest_that_fits_first(capsys):
     arguments = (

@@ -91,6 +91,7 @@ def test_memory_has_not_grown(name):
     assert grown(measure(CASES[name][0]), figures) == {}
 
 
+@pytest.mark.slow
 def test_a_lost_remat_is_seen():
     """A backward pass that keeps what it should compute again, in a model of thirty layers."""
     from selfevo_jax.aot.cost import measure

@@ -35,6 +35,7 @@ def test_the_real_jax_of_this_machine_works():
     assert found.text.startswith("works on 1 x cpu; a training step of a tiny model took ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_the_real_torch_of_this_machine_works():
     assert examine("torch", NOTHING).text.startswith("works on 1 x ")

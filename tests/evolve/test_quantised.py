@@ -27,6 +27,7 @@ def states(said):
     return {line.split()[0]: line.split()[-1] for line in lines}
 
 
+@pytest.mark.slow
 def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
     """The fit starts at its reference, the model that is written is the base's four-bit values
     with the adapter added, and without `quant` every stage that computes is another one."""

@@ -64,6 +64,7 @@ WHEN: dict[str, list[list[str]]] = {
         ["distil.by=teacher", "iterate.verdict=judge", ACCEPT],
         ["distil.compare=true", "criteria.questions=2"],
     ],
+    "offline": [["objective.loss=kto"]],
     "refeval": [
         [BAND, ACCEPT],
         ["references.by=teacher", "judges=('embedding',)"],

@@ -262,6 +262,7 @@ def measure(path: Path) -> dict[str, float]:
     return {"mebibytes": grown / 1024, "per_second": 200_000 / seconds}
 
 
+@pytest.mark.slow
 def test_many_samples_stream_fast_and_in_constant_memory(tmp_path):
     """200,000 samples in a process of their own, whose memory nothing else has used."""
     code = "import sys, json, pathlib, test_stages as t; "

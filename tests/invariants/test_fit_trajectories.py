@@ -27,7 +27,7 @@ def launch(compiled, folder, *options, mesh="1,1,1", every=2, devices=1):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": flags,
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
     command = [sys.executable, WORKER, folder, mesh, str(every), *map(str, options)]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
@@ -70,6 +70,7 @@ def test_killed_at_steps_and_resumed_ends_with_the_same_bits(start, untouched, t
         np.testing.assert_array_equal(resumed[name], leaf, err_msg=name)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(start, untouched, tmp_path):
     """SIGKILL while the first checkpoint is being saved: a half one is never picked."""
     process = start(tmp_path, every=1)

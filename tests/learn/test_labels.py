@@ -25,7 +25,7 @@ from selfevo_jax.learn.losses import (
 from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
 from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.text.check import check, report
-from selfevo_jax.text.data_files import read_examples
+from selfevo_jax.text.datasets import read_examples
 from selfevo_jax.text.render import render_example
 from selfevo_jax.text.tokenizer import load_tokenizer
 from selfevo_jax.weights.model_files import open_model

@@ -33,6 +33,10 @@ SHAPES = {
     "qwen2": {"qkv_bias": True, "rope_theta": 1e6},
     "gemma2": GEMMA,
 }
+FEW = [
+    "gemma2",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SHAPES if name != "gemma2"),
+]
 PROMPTS = ("How many ducks are there?", "the quick  brown\nfox 1234")
 
 
@@ -76,7 +80,7 @@ def llama_cpp(path):
     yield complete
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family", FEW)
 def test_llama_cpp_says_what_our_engine_says(family, shaped, tiny_tokenizer, tmp_path):
     config, params = shaped(family)
     path = tmp_path / "model.gguf"

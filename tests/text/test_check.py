@@ -6,7 +6,7 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.text.check import check, report
-from selfevo_jax.text.datasets import examples
+from selfevo_jax.text.datasets import read_examples
 
 PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
 
@@ -62,10 +62,10 @@ def test_hugging_face_datasets(tmp_path):
     datasets.Dataset.from_list([PAIR, {**PAIR, "rejected": "7"}]).to_parquet(
         tmp_path / "train.parquet"
     )
-    rows = list(examples(f"hf:{tmp_path}"))
+    rows = list(read_examples(f"hf:{tmp_path}"))
     assert [row["completions"] for row in rows] == [["4", "5"], ["4", "7"]]
     with pytest.raises(UserError, match="cannot be read"):
-        list(examples(f"hf:{tmp_path}:nosuchsplit"))
+        list(read_examples(f"hf:{tmp_path}:nosuchsplit"))
 
 
 def test_tfds(tmp_path):
@@ -77,13 +77,13 @@ def test_tfds(tmp_path):
         name="pairs", version="1.0.0", features=features, data_dir=tmp_path,
         split_datasets={"train": [PAIR]}, file_format="array_record",
     )  # fmt: skip
-    (row,) = examples(f"tfds:{tmp_path}/pairs/1.0.0")
+    (row,) = read_examples(f"tfds:{tmp_path}/pairs/1.0.0")
     assert row["completions"] == ["4", "5"]
     with pytest.raises(UserError, match="cannot be read"):
-        list(examples(f"tfds:{tmp_path}/pairs/1.0.0:nosuchsplit"))
+        list(read_examples(f"tfds:{tmp_path}/pairs/1.0.0:nosuchsplit"))
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install selfevo_jax\[tfds\]"):
-        list(examples("tfds:something"))
+        list(read_examples("tfds:something"))

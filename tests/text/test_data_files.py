@@ -6,7 +6,8 @@ import json
 import pytest
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.text.data_files import detect_format, read_examples, read_jsonl
+from selfevo_jax.text.data_files import detect_format, read_jsonl
+from selfevo_jax.text.datasets import read_examples
 
 Q, A, B = "Why?", "So.", "Because."
 USER = {"role": "user", "content": Q}

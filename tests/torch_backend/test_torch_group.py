@@ -153,6 +153,7 @@ def pairs(count: int, length: int = 3) -> list[Pair]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_two_hosts_train_what_one_process_trains(tmp_path, programs, monkeypatch):
     """`ssh` here runs the command on this machine: two agents of one process each."""

@@ -105,7 +105,7 @@ def test_so_are_those_with_offloading_and_recomputing(job, more_fits):
     assert_same_fit(job, more_fits)
 
 
-@pytest.mark.parametrize("config", ["zero2", "zero3"])
+@pytest.mark.parametrize("config", [pytest.param("zero2", marks=pytest.mark.slow), "zero3"])
 def test_a_kill_in_the_middle_changes_nothing(config, together, fits, tmp_path):
     codes = together(tmp_path, f"{config}:dpo:8")
     assert codes[0] == -signal.SIGKILL and codes[1] != 0
