@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfevo_jax.records import Example, Prompt, Sample
+from selfevo_jax.errors import UserError
+from selfevo_jax.records import DataRow, Example, Prompt, Sample
 
 
 def lesson(
@@ -28,3 +29,15 @@ def reply_lesson(row: tuple[Any, ...]) -> list[Example]:
     reply, prompt = row[0], row[-1]
     assert isinstance(reply, Sample) and isinstance(prompt, Prompt)
     return [lesson(prompt, reply, prompt.messages, reply.text)]
+
+
+def data_row(row: Mapping[str, Any], turns: str) -> DataRow:
+    """A row as a record. Raises UserError for a prompt alone, which teaches nothing."""
+    messages, completions = tuple(row["messages"]), tuple(row["completions"])
+    if turns == "all" and len(completions) == 1 and "label" not in row:
+        messages, completions = (*messages, {"role": "assistant", "content": completions[0]}), ()
+    if not completions and messages[-1]["role"] != "assistant":
+        raise UserError(f"record {row['id']}: it is a prompt alone, there is nothing to learn")
+    return DataRow.make(
+        source_id=row["id"], messages=messages, completions=completions, label=row.get("label")
+    )

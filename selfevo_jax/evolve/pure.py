@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import work
 from selfevo_jax.evolve.engine import Recipe, Stages
 from selfevo_jax.evolve.files import file_sha256
@@ -12,6 +13,9 @@ from selfevo_jax.evolve.keys import code_key
 from selfevo_jax.evolve.views import R, Records, View
 from selfevo_jax.records import Record, Row, canonical_json
 from selfevo_jax.text.data_files import read_jsonl
+from selfevo_jax.text.datasets import read_examples
+
+Reader = Callable[[str], Iterable[Mapping[str, Any]]]
 
 
 class PureStages(Stages):
@@ -73,18 +77,29 @@ class PureStages(Stages):
         return self._pure(name, kind, recipe, function, inputs_of(rows, given))
 
     def read(
+        self, name: str, file: str, function: Callable[[Mapping[str, Any]], R | None], kind: type[R]
+    ) -> Records[R]:
+        """`function(row)` of every row of a JSONL file: a record, or None to leave the row out."""
+        return self._read(name, file, read_jsonl, function, kind)
+
+    def examples(
         self,
         name: str,
         source: str,
         function: Callable[[Mapping[str, Any]], R | None],
         kind: type[R],
-        *,
-        rows: Callable[[str], Iterable[Mapping[str, Any]]] = read_jsonl,
     ) -> Records[R]:
-        """`function(row)` of each of `rows(source)`: a record, or None to leave the row out.
+        """As `read`, of a source and rows as `text.datasets.read_examples` knows them."""
+        if not source:
+            raise UserError(
+                f"{name}: there is nothing to read: give --config.data.source=FILE.jsonl, "
+                "hf:NAME:SPLIT or tfds:NAME:SPLIT"
+            )
+        return self._read(name, source, read_examples, function, kind)
 
-        A source is a JSONL file, or another that `rows` can read.
-        """
+    def _read(
+        self, name: str, source: str, rows: Reader, function: Callable[..., Any], kind: type[R]
+    ) -> Records[R]:
         recipe = Recipe(
             items=lambda: ((str(number), row) for number, row in enumerate(rows(source))),
             work=lambda: work.each(lambda row: [made] if (made := function(row)) else []),
@@ -115,7 +130,7 @@ class PureStages(Stages):
         )
 
 
-def _content(source: str, rows: Callable[[str], Iterable[Mapping[str, Any]]]) -> str:
+def _content(source: str, rows: Reader) -> str:
     """A hash of a file's bytes, or of the rows of what is no file."""
     if Path(source).is_file():
         return file_sha256(Path(source))

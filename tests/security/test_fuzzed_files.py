@@ -59,7 +59,7 @@ def test_rows_of_any_shape(rows, noise, at, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content[:at] + noise + content[at:])
     try:
-        for example in datasets.examples(path):
+        for example in datasets.read_examples(path):
             assert set(example) == {"id", "messages", "completions"}
             turns = [m["content"] for m in example["messages"]] + list(example["completions"])
             assert all(isinstance(text, str) for text in turns)
