@@ -84,8 +84,8 @@ def _standing(line: Line, budget: int) -> Standing:
 
 
 def _paired(first: Point, second: Point, shared: Sequence[str]) -> Difference:
-    sides = ([float(point.correct[name]) for name in shared] for point in (first, second))
-    return paired_difference(*sides)
+    one, other = ([float(point.correct[name]) for name in shared] for point in (first, second))
+    return paired_difference(one, other)
 
 
 def _contests(

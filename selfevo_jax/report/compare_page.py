@@ -6,13 +6,15 @@ One file without a script and without anything loaded; all text is escaped.
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 
 from selfevo_jax.evaluate.stats import wilson_interval
 from selfevo_jax.report.compare import Comparison, Contest, Standing
 from selfevo_jax.report.compare_read import Line
+
+Scale = Callable[[float], float]  # a value's place on an axis, in pixels
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 420, 60, 24, 24, 46
 # Okabe and Ito's colours, which most eyes tell apart; with more lines, dashes do.
@@ -162,7 +164,7 @@ def _plot(comparison: Comparison) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _axes(most: int, low: float, high: float, at_x, at_y) -> Iterator[str]:
+def _axes(most: int, low: float, high: float, at_x: Scale, at_y: Scale) -> Iterator[str]:
     for tenth in range(round(10 * low), round(10 * high) + 1):
         y = at_y(tenth / 10)
         yield f"<line class='grid' x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y:.1f}' y2='{y:.1f}'/>"
@@ -177,7 +179,7 @@ def _under(x: float, y: float, text: str) -> str:
     return f"<text x='{x:.1f}' y='{y}' text-anchor='middle'>{text}</text>"
 
 
-def _series(number: int, line: Line, at_x, at_y) -> Iterator[str]:
+def _series(number: int, line: Line, at_x: Scale, at_y: Scale) -> Iterator[str]:
     """The points of a line with their intervals, a little aside so that none hides another."""
     stroke, aside = _stroke(number), 3 * (number % 5)
     places = [(at_x(p.tokens) + aside, at_y(p.accuracy)) for p in line.points]

@@ -60,7 +60,7 @@ def _items(pairs: Iterable[Pair]) -> dict[str, Any]:
     total, room = 0, MAX_CHARACTERS
     for outcome, other in pairs:
         total += 1
-        row = {
+        row: dict[str, Any] = {
             "task": outcome.task,
             "place": outcome.place,
             "prompt": outcome.prompt[-PROMPT:],
