@@ -48,6 +48,8 @@ BASE = [
     "tenacity>=9,<10",
 ]
 
+# Reads prepared data without tensorflow. It imports importlib_resources without asking for it.
+TFDS = ["tensorflow-datasets>=4.9.7,<5", "importlib_resources>=6,<8"]
 SERVE = [
     "prometheus-client>=0.21,<1",
     "starlette>=0.46,<2",
@@ -97,6 +99,7 @@ TEST = [
     *(f"{requirement}; {OLD}" for requirement in DEEPSPEED),
     f"xllamacpp>=2026,<2027; {OLD}",  # llama.cpp, which must read our GGUF files
     *SERVE,
+    *(f"{requirement}; {OLD}" for requirement in TFDS),
     # The parity tests and those that compile for TPUs run on one Python; on the others they skip
     # unless `parity` and `tpu-aot` are installed.
     *(f"{requirement}; {OLD}" for requirement in PARITY),
@@ -112,7 +115,7 @@ EXTRAS = {
     "nf4": [*TORCH, *NF4],
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
-    "tfds": ["tensorflow-datasets>=4.9.7,<5"],  # reads prepared data without tensorflow
+    "tfds": TFDS,
     "track": TRACK,
     "ray": ["ray>=2.50,<3"],
     "test": TEST,

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 
+import numpy as np
 import pytest
 
 from selfevo_jax.errors import UserError
@@ -257,7 +258,7 @@ def test_rows_come_through_tfds_by_name(tmp_path, monkeypatch):
 
         def _info(self):
             features = {"question": tfds.features.Text(), "passage": tfds.features.Text()}
-            features |= {"title": tfds.features.Text(), "answer": bool}
+            features |= {"title": tfds.features.Text(), "answer": tfds.features.Scalar(np.bool_)}
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
