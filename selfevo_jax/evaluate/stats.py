@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+Values = Sequence[float] | np.ndarray  # scores of items
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -48,7 +50,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
 
 
 def bootstrap_interval(
-    values: Sequence[float], seed: int = 0, level: float = 0.95, resamples: int = 5_000
+    values: Values, seed: int = 0, level: float = 0.95, resamples: int = 5_000
 ) -> Interval:
     """Percentile bootstrap of the mean (Efron 1979), seeded; for scores that are not 0 or 1.
 
@@ -96,7 +98,7 @@ def paired_difference(
     return Difference(len(first), *means, gain, interval.low, interval.high, p_value)
 
 
-def mcnemar_p(before: Sequence[float], after: Sequence[float]) -> float:
+def mcnemar_p(before: Values, after: Values) -> float:
     """Exact two-sided McNemar p: are broken and fixed items equally likely? 1.0 if neither."""
     fixed, broken = _discordant(np.asarray(before), np.asarray(after))
     if fixed + broken == 0:
@@ -216,7 +218,7 @@ def _paired_t(gains: np.ndarray, level: float) -> tuple[Interval, float]:
     return Interval(mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1))
 
 
-def _values(values: Sequence[float]) -> np.ndarray:
+def _values(values: Values) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array):
         raise ValueError("at least one value is needed")

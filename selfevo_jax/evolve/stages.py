@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -28,10 +28,12 @@ from selfevo_jax.evolve.files import (
     sync,
     write_json,
 )
-from selfevo_jax.evolve.journal import Entry, Journal, compact_json, finished, journal_key
+from selfevo_jax.evolve.journal import Done, Entry, Journal, compact_json, finished, journal_key
 from selfevo_jax.evolve.meter import Meter
 from selfevo_jax.parallel.distributed import agreed, barrier, first, name_on, own_name
 from selfevo_jax.records import Record, canonical_json
+
+R = TypeVar("R", bound=Record)
 
 RECORDS = "records.jsonl"
 JOURNAL = "records.part.jsonl"
@@ -242,7 +244,7 @@ def _finish(folder: StageFolder, stage: Stage, journal: Journal) -> None:
     journal.path.unlink()
 
 
-def _owed(items: Iterable[tuple[str, Any]], done: Container[int]) -> Iterator[Item]:
+def _owed(items: Iterable[tuple[str, Any]], done: Done) -> Iterator[Item]:
     """This host's share of what is not done: every n-th item of n hosts."""
     for position, (name, value) in enumerate(items):
         if position not in done and position % jax.process_count() == jax.process_index():
@@ -266,7 +268,7 @@ def _write_ordered(path: Path, journal: Journal) -> int:
     return count
 
 
-def read_records(folder: StageFolder, kind: type[Record]) -> Iterator[Record]:
+def read_records(folder: StageFolder, kind: type[R]) -> Iterator[R]:
     """The records of a finished stage, one at a time, after checking the file's checksum."""
     folder.verify()
     file = folder.path / RECORDS

@@ -5,7 +5,7 @@ of records whose ids lead from one to the next; a row is known by the id of its 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, Generic, TypeVar
@@ -97,7 +97,7 @@ class View:
 class Records(View, Generic[R]):
     """The output of a stage, in order."""
 
-    kind: type[R] = Record
+    kind: type[R] = field(kw_only=True)
 
     @property
     def hash(self) -> str | None:

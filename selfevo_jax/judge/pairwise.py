@@ -28,8 +28,11 @@ PROMPTS = Path(__file__).parent / "prompts"
 PROTOCOLS = ("base", "refeval", "refmatch", "cot")
 ORDERS = ("ab", "ba")  # the first output shown as (a), then as (b)
 DIGITS = 6  # kept of a probability; further ones differ with the batch's shape
-FIRST, SECOND, TIE, FAILURE = "first", "second", "tie", "failure"
 Call = Literal["first", "second", "tie", "failure"]
+FIRST: Call = "first"
+SECOND: Call = "second"
+TIE: Call = "tie"
+FAILURE: Call = "failure"
 
 
 @dataclass(frozen=True)

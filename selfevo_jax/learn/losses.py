@@ -320,8 +320,8 @@ def kto_term(
         jnp.where(side.tokens > 0, kto(side.log_ratio, good, kl, beta, o), 0)
         for side, good in sides
     ]
-    count = sum(jnp.sum(side.tokens > 0) for side, _ in sides)
-    return Term(jnp.sum(losses[0]) + jnp.sum(losses[1]), count.astype(jnp.float32))
+    count = _count(chosen.tokens > 0) + _count(rejected.tokens > 0)
+    return Term(jnp.sum(losses[0]) + jnp.sum(losses[1]), count)
 
 
 def sft(logps: jax.Array, tokens: jax.Array) -> Term:
@@ -355,7 +355,7 @@ def loss_terms(
     filled = chosen.tokens > 0
     sides = _or_uniform(chosen, objective), _or_uniform(rejected, objective)
     count = jnp.sum(filled).astype(jnp.float32)
-    terms = ()
+    terms: tuple[Term, ...] = ()
     for name, weight in objective.weights.items():
         if name == "kto":
             term = kto_term(*sides, beta, objective, jnp.asarray(kl))
@@ -387,7 +387,7 @@ def metric_sums(
     }
     if not objective.pairs:
         return sums | {"logps": jnp.sum(sequences.logps)}
-    squares, ratios = 0.0, []
+    ratios = []
     for index, name in enumerate(("chosen", "rejected")):
         side = _or_uniform(sequences.take(index), objective)
         ratio = jnp.where(side.tokens > 0, side.log_ratio, 0)
@@ -395,13 +395,12 @@ def metric_sums(
         sums[f"logps_{name}"] = jnp.sum(jnp.where(side.tokens > 0, side.logps, 0))
         sums[f"tokens_{name}"] = jnp.sum(side.tokens)
         sums[f"reward_{name}"] = beta * jnp.sum(ratio)
-        squares += jnp.sum(ratio**2)
         ratios.append(ratio)
     pairs = jnp.all(there, axis=-1)
     margin = jnp.where(pairs, ratios[0] - ratios[1], 0)
     return sums | {
         "pairs": _count(pairs),
-        "kl": squares / 2,
+        "kl": (jnp.sum(ratios[0] ** 2) + jnp.sum(ratios[1] ** 2)) / 2,
         "margin": beta * jnp.sum(margin),
         "accuracy": _count(margin > 0),
     }
@@ -428,4 +427,6 @@ def _count(true: jax.Array) -> jax.Array:
 
 def _or_uniform(side: Sequences, o: Objective) -> Sequences:
     """Without a reference its log-probs are taken as zero."""
-    return side if o.needs_reference else side.replace(reference=jnp.zeros_like(side.logps))
+    if o.needs_reference:
+        return side
+    return dataclasses.replace(side, reference=jnp.zeros_like(side.logps))

@@ -217,8 +217,9 @@ def _integer(name: str, value: object, least: int) -> None:
 
 def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """`value` in [low, high], or ]low, high] when `above`; never infinite or NaN."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (low < value if above else low <= value) or value > high:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    inside = low < number if above else low <= number
+    if not inside or number > high or math.isinf(number):
         border = "above" if above else "at least"
         top = "" if high == math.inf else f" and at most {high:g}"
         raise UserError(f"sampling.{name} {value!r} must be a number {border} {low:g}{top}")

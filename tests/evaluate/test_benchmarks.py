@@ -1,6 +1,7 @@
 """Every benchmark on its real rows: it loads, its gold answer is right, a wrong one is not."""
 
 import json
+import sys
 from itertools import islice
 
 import numpy as np
@@ -230,7 +231,8 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
             read_split("gsm8k", BENCHMARKS["gsm8k"].data, "test", where)
     with pytest.raises(UserError, match="declares no data set on the hub"):
         read_split("svamp", BENCHMARKS["svamp:plain"].data, "test", "hf")
-    with pytest.raises(UserError, match="tensorflow-datasets"):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match="pip install tensorflow-datasets"):
         read_split("gsm8k", BENCHMARKS["gsm8k"].data, "test", "tfds:gsm8k")
 
 
