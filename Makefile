@@ -15,7 +15,7 @@ CORE := models learn sample judge evolve
 REFUSED := GNU General Public;GNU Affero;Server Side Public
 # One process per core, two at most: each process runs XLA's own threads as well.
 WORKERS ?= 2
-PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart test test-slow lint types audit coverage docs format constraints clean install install-test
 

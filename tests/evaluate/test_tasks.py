@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,6 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.reasoning_gym import EXECUTES_REPLIES, ORDERED_BY_STRING_HASH
 from selfevo_jax.evaluate.task import SPLITS
 from selfevo_jax.evaluate.tasks import get_task, task_names
-
-SHARED = Path(os.environ.get("SELFEVO_DATA", Path(__file__).parents[3] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data folder {SHARED}")
 
 
 def chain_sum(**args):
@@ -262,12 +258,11 @@ def test_validation_is_a_part_of_the_training_file(tmp_path):
     assert 15 <= len(splits[1]) <= 45  # 15 %, give or take
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("name", "other", "test"), [("gsm8k", 1000, 1319), ("svamp", 582, 218), ("boolq", 1000, 2000)]
 )
-def test_real_files_load_whole_and_mark_their_own_answers(name, other, test):
-    task = get_task(name, data_dir=SHARED)
+def test_real_files_load_whole_and_mark_their_own_answers(name, other, test, shared_data):
+    task = get_task(name, data_dir=shared_data)
     splits = {split: list(task.prompts(split)) for split in SPLITS}
     assert len(splits["train"]) + len(splits["validation"]) == other
     assert len(splits["test"]) == test
@@ -281,11 +276,10 @@ def test_real_files_load_whole_and_mark_their_own_answers(name, other, test):
     assert five == list(task.prompts("test", 9, seed=1))[:5]
 
 
-@needs_data
-def test_gsm8k_rationales_of_people_are_marked_right():
+def test_gsm8k_rationales_of_people_are_marked_right(shared_data):
     """The data's own worked answers, `#### N` at the end, are replies of the hardest shape."""
-    task = get_task("gsm8k", data_dir=SHARED)
-    lines = (SHARED / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    task = get_task("gsm8k", data_dir=shared_data)
+    lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
     prompts = list(task.prompts("test"))
     assert all(task.check(p, a).correct for p, a in zip(prompts, answers, strict=True))

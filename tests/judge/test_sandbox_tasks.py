@@ -41,6 +41,7 @@ def names(outcomes: list[Outcome], rows: list[dict]) -> dict:
     return {row["task_id"]: (x.name, x.message) for row, x in pairs if not x.passed}
 
 
+@pytest.mark.slow
 def test_every_humaneval_solution_passes(sandbox, shared_data):
     rows = read(shared_data / "humaneval/HumanEval.jsonl")
     assert len(rows) == 124

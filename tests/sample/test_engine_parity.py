@@ -27,7 +27,8 @@ def engine(smollm2, tokenizer):
 @pytest.fixture(scope="module")
 def messages(shared_data):
     lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    return [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines[:PROMPTS]]
+    questions = sorted((json.loads(line)["question"] for line in lines), key=len)[:PROMPTS]
+    return [[{"role": "user", "content": question}] for question in questions]
 
 
 def greedy_tokens(model, prompt: list[int], tokens: list[int]) -> list[int]:
@@ -52,7 +53,7 @@ def test_greedy_equals_transformers_token_by_token(smollm2_reference, tokenizer,
 def test_sampled_and_scored_logps_agree(engine, messages):
     requests = [
         Request(str(i), m, SamplingParams(40, temperature=0.8, top_p=0.9), seed=i)
-        for i, m in enumerate(messages[:10])
+        for i, m in enumerate(messages[:5])
     ]
     sampled = {completion.id: completion for completion in engine.generate(requests)}
     wanted = [ScoreRequest(r.id, r.messages, sampled[r.id].text) for r in requests]
@@ -62,5 +63,5 @@ def test_sampled_and_scored_logps_agree(engine, messages):
         if score.tokens[: len(tokens)] == tokens:
             difference = np.abs(np.subtract(score.logps[: len(tokens)], logps))
             compared, worst = compared + len(tokens), max(worst, difference.max())
-    assert compared > 200
+    assert compared > 100
     assert worst < 1e-3
