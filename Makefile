@@ -4,6 +4,8 @@
 #   make test TESTS=tests/models          runs some of the tests
 
 SHELL := /bin/bash
+# The installation compiles nothing, so what is imported must be kept compiled, wherever this is set.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
@@ -15,7 +17,7 @@ CORE := models learn sample judge evolve
 REFUSED := GNU General Public;GNU Affero;Server Side Public
 # One process per core, two at most: each process runs XLA's own threads as well.
 WORKERS ?= 2
-PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help quickstart test test-slow lint types audit coverage docs format constraints clean install install-test
 
