@@ -27,14 +27,6 @@ import pytest  # noqa: E402
 from selfevo_jax.errors import UserError  # noqa: E402
 from selfevo_jax.weights.model_files import ModelFiles, open_model  # noqa: E402
 
-# Begun first, so that at the end no process waits for another's last long file.
-LONGEST = ("test_two_hosts", "test_run_killed", "test_engine_parity", "test_torch_zero",
-           "test_fit_trajectories", "test_refeval", "test_reflectevo", "test_meteor")  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
-
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
