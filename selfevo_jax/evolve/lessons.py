@@ -31,9 +31,18 @@ def reply_lesson(row: tuple[Any, ...]) -> list[Example]:
     return [lesson(prompt, reply, prompt.messages, reply.text)]
 
 
-def data_row(row: Mapping[str, Any], turns: str) -> DataRow:
-    """A row as a record. Raises UserError for a prompt alone, which teaches nothing."""
+def data_row(row: Mapping[str, Any], turns: str, pairs: bool) -> DataRow:
+    """A row as a record, for a loss of `pairs` or of one completion.
+
+    Raises: UserError for a prompt alone, which teaches nothing, and for a pair where the loss
+    would learn its rejected side too.
+    """
     messages, completions = tuple(row["messages"]), tuple(row["completions"])
+    if len(completions) > 1 and not pairs:
+        raise UserError(
+            f"record {row['id']}: it is a pair (chosen, rejected), and the loss learns all it is "
+            "given; take a loss of pairs, as --config.objective.loss=dpo"
+        )
     if turns == "all" and len(completions) == 1 and "label" not in row:
         messages, completions = (*messages, {"role": "assistant", "content": completions[0]}), ()
     if not completions and messages[-1]["role"] != "assistant":

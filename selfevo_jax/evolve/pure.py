@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import work
 from selfevo_jax.evolve.engine import Recipe, Stages
 from selfevo_jax.evolve.files import file_sha256
@@ -90,11 +89,6 @@ class PureStages(Stages):
         kind: type[R],
     ) -> Records[R]:
         """As `read`, of a source and rows as `text.datasets.read_examples` knows them."""
-        if not source:
-            raise UserError(
-                f"{name}: there is nothing to read: give --config.data.source=FILE.jsonl, "
-                "hf:NAME:SPLIT or tfds:NAME:SPLIT"
-            )
         return self._read(name, source, read_examples, function, kind)
 
     def _read(

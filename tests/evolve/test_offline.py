@@ -89,6 +89,7 @@ def test_a_dataset_of_hugging_face_gives_what_its_file_gives(method, fitted, tmp
     [
         ([{"prompt": "Hello"}], (), "a prompt alone"),
         ([{"prompt": "Hello", "completion": "Hi"}], ("learn.eval_share=0.0",), "completion"),
+        (pairs(), ("objective.loss=sft",), "record p0: it is a pair"),
         (pairs(), ("data.turns=first",), "did you mean|last, all|data.turns"),
         (pairs(2) + pairs(1), (), "is that of line 1 already"),
         (
@@ -105,4 +106,4 @@ def test_what_cannot_be_learned_from_is_refused(fitted, rows, overrides, message
 
 def test_a_file_must_be_given(method, tmp_path):
     with pytest.raises(UserError, match=r"give --config.data.source=FILE.jsonl"):
-        method(tmp_path.name)("data.source=")
+        method(tmp_path.name)("data.source=", f"model={tmp_path / 'not-opened'}")
