@@ -12,6 +12,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.task import Split, Task
 from selfevo_jax.evolve import acquire, embedding, uncertainty, work
 from selfevo_jax.evolve.backend import Backend
@@ -61,6 +62,16 @@ class ModelStages(PureStages):
     def setting(self, name: str) -> Any:
         """The value of a dotted setting."""
         return reduce(lambda node, part: node[part], name.split("."), self.config)
+
+    def check_given(self, name: str, what: str) -> None:
+        """Refuses a dotted setting that is empty. Raises UserError that says `what` it can be."""
+        if not self.setting(name):
+            raise UserError(f"--config.{name} is not given: it must be {what}")
+
+    @property
+    def learns_pairs(self) -> bool:
+        """Whether the objective of `config.objective` is one of chosen and rejected completions."""
+        return training_of(self.config).objective.pairs
 
     def base(self) -> Policy:
         """The policy that the run starts from: the base model without an adapter."""

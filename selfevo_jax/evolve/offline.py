@@ -8,10 +8,8 @@ one budget, and either goes on from the other's adapter.
 from functools import partial
 from typing import Any
 
-from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.lessons import data_row
 from selfevo_jax.evolve.run import DataRow, Policy, Run
-from selfevo_jax.evolve.training import training_of
 
 TURNS = ("last", "all")
 
@@ -30,16 +28,11 @@ def offline(run: Run) -> Policy:
     """Evaluate, train on every row, evaluate."""
     c = run.config
     run.check_choices("data.turns", [c.data.turns], TURNS)
-    if not c.data.source:
-        raise UserError(
-            "there is nothing to learn from: give --config.data.source=FILE.jsonl, "
-            "hf:NAME:SPLIT or tfds:NAME:SPLIT"
-        )
+    run.check_given("data.source", "FILE.jsonl, hf:NAME:SPLIT or tfds:NAME:SPLIT")
     base = run.base()
     run.evaluate(base)
     for _ in run.rounds(1):
-        pairs = training_of(c).objective.pairs
-        taken = partial(data_row, turns=c.data.turns, pairs=pairs)
+        taken = partial(data_row, turns=c.data.turns, pairs=run.learns_pairs)
         rows = run.examples("data", c.data.source, taken, DataRow)
         policy = run.train(rows, start=base)
         run.evaluate(policy)

@@ -18,6 +18,12 @@ from selfevo_jax.models import attention
 from selfevo_jax.parallel.mesh import BATCH_AXES, sequence_parts
 
 
+def platform() -> str:
+    """The platform of the mesh in use (which may be a slice that is not here), or JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def serves(length: int) -> bool:
     """Whether the mesh in use spreads rows of this length (not the one token of `init_params`)."""
     parts = sequence_parts()

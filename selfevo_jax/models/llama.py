@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfevo_jax.models import context, splash
-from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, row_mask, visible
+from selfevo_jax.models import context, cudnn, splash
+from selfevo_jax.models.attention import NO_WINDOW, Blocks, Layout, attend, row_mask, visible
 from selfevo_jax.models.cache import Cache, attend_cached, stored
 from selfevo_jax.models.config import (
     KEPT,
@@ -115,7 +116,8 @@ class ScanLayer(nn.Module):
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
         # Picked only where there is a choice: what is picked is kept for the backward pass.
         mask = masks[0] if len(masks) == 1 else jax.tree.map(lambda *m: jnp.stack(m)[kind], *masks)
-        weigh = functools.partial(_within_rows, self.config, mask)
+        kernel = _kernel(self.config, x_btd.shape[1], x_btd.dtype) or attend
+        weigh = functools.partial(_within_rows, self.config, kernel, mask)
         x_btd, _ = Block(self.config, name="block")(
             x_btd, rope, LoraSlice(adapter, lora_params, key), weigh
         )
@@ -134,7 +136,8 @@ class Decoder(nn.Module):
         x_btd = constrain_batch(
             _embed(cfg, Embedding(cfg, name="embed_tokens")(), tokens_bt, self.compute)
         )
-        masks = tuple(_mask(layout, window) for window in _windows(cfg))
+        whole = _kernel(cfg, tokens_bt.shape[1], x_btd.dtype) is not None
+        masks = tuple(_mask(layout, window, whole) for window in _windows(cfg))
         layers = nn.scan(
             _remat(self.compute.remat),
             variable_axes={"params": 0},
@@ -316,19 +319,25 @@ def _window_kinds(config) -> list[int]:
     return [layer % 2 if config.alternate_window else 0 for layer in range(config.num_layers)]
 
 
-def _mask(layout: Layout, window: int) -> jax.Array:
-    """Who sees whom within rows, in the form that `_weigh` wants."""
-    length = layout.segments_bt.shape[1]
-    if splash.serves(length, length) or context.serves(length):
-        return constrain_batch(visible(layout, layout, window))
-    return row_mask(layout, window)
+def _kernel(config, length: int, dtype) -> Callable[..., jax.Array] | None:
+    """Attention over rows of this length as this platform does it best; None: `attend`, by blocks.
+
+    A kernel takes the whole mask.
+    """
+    if splash.serves(length, length):
+        return splash.attend
+    if cudnn.serves(config, length, dtype):
+        return cudnn.attend
+    return context.attend if context.serves(length) else None
 
 
-def _within_rows(config, mask, query_btnh, key_btkh, value_btkh):
-    """Attention among the tokens of a row, as this platform does it best; `mask` from `_mask`."""
-    length = query_btnh.shape[1]
-    elsewhere = context.attend if context.serves(length) else attend
-    weigh = splash.attend if splash.serves(length, length) else elsewhere
+def _mask(layout: Layout, window: int, whole: bool) -> jax.Array | Blocks:
+    """Who sees whom within rows."""
+    return constrain_batch(visible(layout, layout, window)) if whole else row_mask(layout, window)
+
+
+def _within_rows(config, weigh, mask, query_btnh, key_btkh, value_btkh):
+    """Attention among the tokens of a row by `weigh`; `mask` from `_mask`."""
     mixed_btnh = weigh(
         query_btnh, key_btkh.swapaxes(1, 2), value_btkh.swapaxes(1, 2), mask,
         scale=config.scale, softcap=config.attn_softcap,

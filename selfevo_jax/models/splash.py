@@ -19,18 +19,15 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
 from selfevo_jax.models.config import KEPT
-from selfevo_jax.models.context import on_each_chip
+from selfevo_jax.models.context import on_each_chip, platform
 
 LANE = 128  # block sizes are multiples of it
 _BLOCKS = (512, 256, 128)
 
 
 def serves(queries: int, keys: int) -> bool:
-    """Whether attention of these lengths should run here: on a TPU, over rows' own tokens.
-
-    The platform is that of the mesh in use, which may be a slice that is not here.
-    """
-    return _platform() == "tpu" and queries == keys >= LANE
+    """Whether attention of these lengths should run here: on a TPU, over rows' own tokens."""
+    return platform() == "tpu" and queries == keys >= LANE
 
 
 def attend(
@@ -109,8 +106,3 @@ def _block_sizes(queries: int, keys: int) -> kernels.BlockSizes:
         block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
         block_q_dq=q, block_kv_dq=kv,
     )  # fmt: skip
-
-
-def _platform() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

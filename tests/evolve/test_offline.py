@@ -105,5 +105,5 @@ def test_what_cannot_be_learned_from_is_refused(fitted, rows, overrides, message
 
 
 def test_a_file_must_be_given(method, tmp_path):
-    with pytest.raises(UserError, match=r"give --config.data.source=FILE.jsonl"):
+    with pytest.raises(UserError, match=r"config.data.source is not given: it must be FILE.jsonl"):
         method(tmp_path.name)("data.source=", f"model={tmp_path / 'not-opened'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 import threading
@@ -16,6 +17,8 @@ from selfevo_jax.errors import UserError
 VERSION = 1  # raised when the meaning of a stored answer changes
 BUSY_SECONDS = 30.0
 
+_log = logging.getLogger(__name__)
+
 
 def request_key(url: str, body: dict[str, Any]) -> str:
     """SHA-256 (hex) of the address and the whole body: model, messages, sampling, seed."""
@@ -24,7 +27,11 @@ def request_key(url: str, body: dict[str, Any]) -> str:
 
 
 class AnswerCache:
-    """A dict of JSON objects in one file; safe for threads and for several processes."""
+    """A dict of JSON objects in one file; safe for threads and for several processes.
+
+    Every answer lies beside a SHA-256 of itself and its key (damage can lead to another's answer):
+    one that does not match is told of and asked for again.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens or creates `path` (mode 600: it holds prompts). Raises UserError if it cannot."""
@@ -43,12 +50,19 @@ class AnswerCache:
     def get(self, key: str) -> dict[str, Any] | None:
         """The stored answer, or None."""
         rows = self._run("SELECT answer FROM answers WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+        if not rows:
+            return None
+        digest, _, text = str(rows[0][0]).partition(" ")
+        if digest != _digest(key, text):
+            _log.warning("the cache %s: an answer is damaged and is asked for again", self._path)
+            return None
+        return json.loads(text)
 
     def put(self, key: str, answer: dict[str, Any]) -> None:
         """Stores an answer; it is on disk when this returns."""
         text = json.dumps(answer, separators=(",", ":"))
-        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, text)
+        kept = f"{_digest(key, text)} {text}"
+        self._run("INSERT OR REPLACE INTO answers VALUES (?, ?)", key, kept)
 
     def close(self) -> None:
         """Closes the file."""
@@ -59,7 +73,11 @@ class AnswerCache:
         try:
             with self._lock:
                 return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise UserError(
                 f"the cache {self._path} cannot be used ({error}); move it away to start a new one"
             ) from error
+
+
+def _digest(key: str, text: str) -> str:
+    return hashlib.sha256((key + text).encode(errors="surrogatepass")).hexdigest()

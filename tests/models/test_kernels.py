@@ -1,12 +1,20 @@
-"""Splash attention, interpreted on the CPU, against plain attention: values and gradients."""
+"""Attention of TPUs and NVIDIA cards against plain attention, on the CPU: values and gradients.
+
+Splash attention runs interpreted; of cuDNN's, the same call on XLA, and its lowering for CUDA.
+"""
+
+import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from selfevo_jax.models import splash
+from selfevo_jax.models import cudnn, splash
 from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, visible
+from selfevo_jax.models.presets import preset
 from selfevo_jax.parallel.mesh import AXES
 
 LENGTH = 250  # not a multiple of the kernel's blocks
@@ -40,10 +48,16 @@ def draw(head_dim: int, heads: int = 4, kv_heads: int = 2):
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "window", "softcap"),
-    [(100, NO_WINDOW, None), (64, 24, 5.0)],
+    ("kernel", "off_its_platform", "head_dim", "window", "softcap"),
+    [
+        (splash.attend, {"interpret": True}, 100, NO_WINDOW, None),
+        (splash.attend, {"interpret": True}, 64, 24, 5.0),
+        (cudnn.attend, {"implementation": "xla"}, 64, NO_WINDOW, None),
+        (cudnn.attend, {"implementation": "xla"}, 40, 24, None),
+    ],
+    ids=["splash", "splash, window and cap", "cudnn", "cudnn, window"],
 )
-def test_equals_plain_attention(head_dim, window, softcap):
+def test_equals_plain_attention(kernel, off_its_platform, head_dim, window, softcap):
     layout = packed_layout()
     mask_bts = visible(layout, layout, window)
     *inputs, cotangent_btnh = draw(head_dim)
@@ -60,7 +74,7 @@ def test_equals_plain_attention(head_dim, window, softcap):
         assert all(jnp.isfinite(x).all() for x in (mixed, *grads))
         return jnp.where(seen_bt11, mixed, 0), *grads
 
-    for ours, plain in zip(run(splash.attend, interpret=True), run(attend), strict=True):
+    for ours, plain in zip(run(kernel, **off_its_platform), run(attend), strict=True):
         np.testing.assert_allclose(ours, plain, atol=2e-5, rtol=2e-5)
 
 
@@ -100,3 +114,36 @@ def test_only_tpus_are_served():
         assert splash.serves(LENGTH, LENGTH)
         assert not splash.serves(1, LENGTH)  # decoding
         assert not splash.serves(100, 100)  # shorter than a block
+
+
+def test_cuda_runs_the_fused_kernel_forward_and_backward(monkeypatch):
+    """What a card would be given: no product of ours, no scores of [heads, t, s]."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    layout = packed_layout()
+    mask_bts = visible(layout, layout)
+    inputs = [x.astype(jnp.bfloat16) for x in draw(64)[:3]]
+
+    def total(*inputs):
+        return jnp.sum(cudnn.attend(*inputs, mask_bts, scale=0.125).astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+    text = gradient.trace(*inputs).lower(lowering_platforms=("cuda",)).as_text()
+    assert set(re.findall(r"__cudnn\$fmha\w+", text)) == {
+        "__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward"
+    }  # fmt: skip
+    assert "dot_general" not in text
+
+
+def test_cudnn_serves_what_its_kernel_has(monkeypatch):
+    config = preset("llama3_8b")
+    assert not cudnn.serves(config, 2048, jnp.bfloat16)  # this machine's backend is the CPU
+    monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
+    assert not cudnn.serves(config, 2048, jnp.bfloat16)  # and its device is no card of NVIDIA's
+    monkeypatch.setattr(cudnn, "_capability", lambda: (9, 0))
+    assert cudnn.serves(config, 2048, jnp.bfloat16)
+    assert not cudnn.serves(config, 2048, jnp.float32)
+    assert not cudnn.serves(config, 127, jnp.bfloat16) and not cudnn.serves(config, 1, jnp.bfloat16)
+    assert not cudnn.serves(replace(config, attn_softcap=50.0), 2048, jnp.bfloat16)
+    assert not cudnn.serves(replace(config, head_dim=256), 2048, jnp.bfloat16)
+    monkeypatch.setattr(cudnn, "_capability", lambda: (7, 5))
+    assert not cudnn.serves(config, 2048, jnp.bfloat16)
