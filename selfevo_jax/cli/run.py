@@ -54,12 +54,13 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     config = load_config(arguments.config, overrides)
     from selfevo_jax.evolve.launch import launch
     from selfevo_jax.evolve.progress import Progress
+    from selfevo_jax.parallel import maintenance
     from selfevo_jax.parallel.distributed import agreed, first, joined
     from selfevo_jax.report.track import tracked
 
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
-    with joined(_cluster(arguments)):
+    with joined(_cluster(arguments)), maintenance.watched():
         progress = Progress(quiet=not first())
         track = config.track if first() and not arguments.dry_run else ""
         with tracked(track, arguments.workdir, plain(config)):

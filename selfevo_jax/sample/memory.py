@@ -19,6 +19,7 @@ from selfevo_jax.sample.protocol import MAX_LABELS, MAX_STOP_TOKENS
 from selfevo_jax.sample.select import Rules
 
 STEP = 128  # the shortest cache; lengths are multiples of it
+LONG = 1024
 
 
 @dataclass(frozen=True)
@@ -167,11 +168,14 @@ def idle_rows(count: int) -> device.Rows:
 
 
 def cache_lengths(max_length: int) -> tuple[int, ...]:
-    """The few cache lengths in use: 128, 256, 512, ... and `max_length`, rounded up.
+    """The few cache lengths in use: 128, 256, 512, 1024, 1536, 2048, 3072, ... and `max_length`,
+    rounded up.
 
-    Each is at least twice the one before: what is decoded apart for less than that costs more in
-    rows that stand empty than a shorter cache saves.
+    Short ones double: what is decoded apart for less than that costs more in rows that stand
+    empty than a shorter cache saves. In long ones most of a step is the reading of the cache.
     """
     most = -(-max_length // STEP) * STEP
-    smaller = (STEP * 2**power for power in range(most.bit_length()))
-    return (*(size for size in smaller if 2 * size <= most), most)
+    doubled = [STEP * 2**power for power in range(most.bit_length())]
+    between = [size + size // 2 for size in doubled if size >= LONG]
+    smaller = [size for size in doubled + between if size * (2 if size < LONG else 4 / 3) <= most]
+    return (*sorted(smaller), most)

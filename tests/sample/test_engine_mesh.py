@@ -20,10 +20,10 @@ EXPECTED = "SELFEVO_TEST_EXPECTED"  # the file with what one device says
 
 def requests() -> list[Request]:
     texts = ["how many ducks", "the lazy dog jumps over the barn", "a red fox"]
-    return [
-        Request(f"{i}", [{"role": "user", "content": texts[i % 3]}], SamplingParams(12), seed=i)
-        for i in range(12)
-    ]
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    sampled = [Request(f"{i}", messages[i % 3], SamplingParams(12), seed=i) for i in range(12)]
+    beams = SamplingParams(12, temperature=0.0, num_beams=4)
+    return sampled + [Request(f"beams {i}", messages[i], beams) for i in range(3)]
 
 
 def given() -> list[ScoreRequest]:
