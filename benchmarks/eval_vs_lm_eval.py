@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--only", choices=HALVES, help="one half (both)")
     parser.add_argument("--items", type=int, help="of each half, to compare (500 and 200)")
     parser.add_argument("--warm", type=int, default=32, help="of which untimed (%(default)s)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", help="of the harness, to try (1, 4, 16; 8, 32)"
+    )
     parser.add_argument("--blocks", type=int, default=2, help="of the timed ones (%(default)s)")
     parser.add_argument("--slots", type=int, default=32, help="our batch size (%(default)s)")
     parser.add_argument("--journal", type=Path, help="where finished blocks are kept")
@@ -116,7 +119,8 @@ class Bench:
         self.ours.prepare(half, items)
         self.theirs.prepare(half, items)
         turns = [self._turn(half, OURS, 0, warm)]
-        tried = [self._turn(half, THEIRS, 0, warm, batch) for batch in half.batches]
+        batches = self.options.batches or half.batches
+        tried = [self._turn(half, THEIRS, 0, warm, batch) for batch in batches]
         best = min(tried, key=lambda turn: turn["seconds"])
         tries = {turn["batch"]: turn["seconds"] for turn in tried}
         turns.append(best)

@@ -1,4 +1,4 @@
-"""Notices of a metadata server, a real one on this machine: a new one ends the run as SIGTERM does."""
+"""Notices of a metadata server, a real one here: a new one ends the run as SIGTERM does."""
 
 import http.server
 import threading
