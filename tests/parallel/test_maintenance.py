@@ -91,7 +91,8 @@ def test_a_run_leaves_and_goes_on(metadata, tmp_path, capsys, monkeypatch):
     run = ["run", f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.rounds=1"]
 
     def spoil():
-        after(metadata, 4)
+        while not list(tmp_path.glob("run/round_00/*")):
+            time.sleep(0.05)
         metadata.answers["preempted"] = "TRUE"
 
     threading.Thread(target=spoil, daemon=True).start()
