@@ -217,7 +217,8 @@ def _prefill(case: Case, mesh: Mesh) -> list[Program]:
         count_m=whole((m,)), adapter_m=whole((m,)),
     )  # fmt: skip
     inputs = (held["params"], None, held["prompts"], part)
-    options = {"config": case.config, "compute": case.compute}
+    length = held["prompts"].layout.segments_bt.shape[1]
+    options = {"config": case.config, "compute": case.compute, "span": length}
     beside = chip_bytes(held["rows"])
     return [Program("read_chunk", device.read_chunk, inputs, options, 1, beside, 1)]
 

@@ -163,7 +163,7 @@ def expand(
     return cache, found.top_bk, found.logps_bk
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "compute", "span"), donate_argnames="cache")
 def read_chunk(
     params: dict,
     adapters: AdapterStack | None,
@@ -172,13 +172,17 @@ def read_chunk(
     *,
     config: ModelConfig,
     compute: Compute,
+    span: int,
 ) -> Cache:
-    """Puts the tokens of `part` into its rows of the cache."""
+    """Puts the tokens of `part` into its rows of the cache, of which the first `span` slots hold
+    all that they see."""
     _traces["read_chunk"] += 1
-    return _read(params, adapters, cache, part, config, compute)[0]
+    return _read(params, adapters, cache, part, config, compute, span)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "top"), donate_argnames="cache")
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "span", "top"), donate_argnames="cache"
+)
 def score_chunk(
     params: dict,
     adapters: AdapterStack | None,
@@ -188,6 +192,7 @@ def score_chunk(
     *,
     config: ModelConfig,
     compute: Compute,
+    span: int,
     top: int,
 ) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
     """`read_chunk`, and the log-probability [m, t] of each target token after its token.
@@ -195,7 +200,7 @@ def score_chunk(
     With the `top` likeliest tokens in its place: ids and log-probabilities [m, t, top].
     """
     _traces["score_chunk"] += 1
-    cache, hidden_mtd = _read(params, adapters, cache, part, config, compute)
+    cache, hidden_mtd = _read(params, adapters, cache, part, config, compute, span)
     scores_mtv = logits(config, params, hidden_mtd)
     chosen_mt = jnp.take_along_axis(scores_mtv, targets_mt[..., None], -1)[..., 0]
     total_mt = jax.nn.logsumexp(scores_mtv, axis=-1)
@@ -263,8 +268,8 @@ def _next_scores(params, adapters, cache, rows, config, compute):
     return cache, logits(config, params, hidden_btd[:, 0])
 
 
-def _read(params, adapters, cache, part, config, compute):
-    """(cache, hidden [m, t, d]): only the rows of `part` are taken out, and put back."""
+def _read(params, adapters, cache, part, config, compute, span):
+    """(cache, hidden [m, t, d]): only what `part` concerns is taken out, and put back."""
     places_t = jnp.arange(part.tokens_mt.shape[1])
     layout = _layout(part.start_m[:, None] + places_t, places_t < part.count_m[:, None])
     lanes = range(part.rows_m.shape[0])
@@ -273,19 +278,28 @@ def _read(params, adapters, cache, part, config, compute):
         rows = [jax.lax.dynamic_index_in_dim(leaf, part.rows_m[m], 0) for m in lanes]
         return jnp.concatenate(rows)
 
-    few = jax.tree.map(out, cache)
+    few = jax.tree.map(out, _front(cache, span))
     hidden_mtd, few = forward_cached(
         config, params, part.tokens_mt, layout, few, _slots(layout, few),
         compute=compute, adapter=_chosen(adapters, part.adapter_m),
     )  # fmt: skip
     for m in lanes:
         cache = jax.tree.map(
-            lambda leaf, new, m=m: jax.lax.dynamic_update_slice_in_dim(
-                leaf, new[m : m + 1], part.rows_m[m], 0
+            lambda leaf, new, m=m: jax.lax.dynamic_update_slice(
+                leaf, new[m : m + 1], (part.rows_m[m], *(0,) * (leaf.ndim - 1))
             ),
             cache, few,
         )  # fmt: skip
     return cache, hidden_mtd
+
+
+def _front(cache: Cache, span: int) -> Cache:
+    """The first `span` slots of every row."""
+    return Cache(
+        tuple(leaf[..., :span] for leaf in cache.key_bkhs),
+        tuple(leaf[:, :, :span] for leaf in cache.value_bksh),
+        jax.tree.map(lambda leaf: leaf[:, :span], cache.layout),
+    )
 
 
 def _chosen(adapters: AdapterStack | None, choice_b: jax.Array) -> Adapter | None:

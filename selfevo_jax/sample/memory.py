@@ -39,7 +39,7 @@ class Memory:
         self._network, self._chunk, self._slots = network, chunk, slots
         self._lengths = cache_lengths(max_length)
         self._rows = network.empty_cache(slots, self._lengths[0]) if slots else None
-        self._prompts = Prompts(network, prompts, self._lengths[0], chunk)
+        self._prompts = Prompts(network, prompts, self._lengths[:1], chunk)
         self._read_before = 0
 
     @property
@@ -74,7 +74,8 @@ class Memory:
         self._read_before, rows = self.tokens_read, len(self._prompts)
         self._rows = self._prompts.cache = None  # let go before the new ones are made
         self._rows = self._network.empty_cache(self._slots, length) if self._slots else None
-        self._prompts = Prompts(self._network, rows, length, self._chunk)
+        spans = self._lengths[: self._lengths.index(length) + 1]
+        self._prompts = Prompts(self._network, rows, spans, self._chunk)
 
     def read(self, passages: Sequence[Passage]) -> list[int]:
         """Reads prompts, but for their last token, which is left to decoding: the row of each."""

@@ -5,6 +5,10 @@ prompt in memory (same system turn, same examples; read by the same adapter), an
 is computed, `chunk` tokens at a time, or half as many where that is enough. What stands in a row
 beyond a prompt's end does no harm: slot = position, and no token sees a later position than its
 own.
+
+Chunks begin at multiples of `chunk`, and a chunk looks at the shortest of a few spans of slots
+that holds it. So how a token's sums are rounded follows from its position alone, wherever the
+reading of its prompt began.
 """
 
 from __future__ import annotations
@@ -31,11 +35,14 @@ NOTHING = Passage(())
 
 
 class Prompts:
-    """A cache of `rows` rows; on a mesh, `lanes` passages are read together, else one by one."""
+    """A cache of `rows` rows of `spans[-1]` slots; on a mesh, `lanes` passages are read together,
+    else one by one."""
 
-    def __init__(self, network: Network, rows: int, length: int, chunk: int) -> None:
+    def __init__(self, network: Network, rows: int, spans: Sequence[int], chunk: int) -> None:
         self._network, self._chunk, self._lanes = network, chunk, network.lanes
-        self.cache = network.empty_cache(rows, length)
+        # Passages that are read together are not all in the same place.
+        self._spans = spans if self._lanes == 1 else spans[-1:]
+        self.cache = network.empty_cache(rows, spans[-1])
         self._known = [NOTHING] * rows
         self._used = list(range(rows))  # rows, the longest unused first
         self.tokens_read = 0
@@ -48,8 +55,8 @@ class Prompts:
         taken: list[int] = []
         for first in range(0, len(passages), self._lanes):
             group = passages[first : first + self._lanes]
-            for _, part in self._parts(group, [len(p.tokens) for p in group], taken):
-                self.cache = self._network.call(device.read_chunk, self.cache, part)
+            for _, part, span in self._parts(group, [len(p.tokens) for p in group], taken):
+                self.cache = self._network.call(device.read_chunk, self.cache, part, span=span)
         return taken
 
     def score(
@@ -64,18 +71,18 @@ class Prompts:
     def _score(self, group, starts, top):
         found: list[tuple[list[float], list]] = [([], []) for _ in group]
         read = [Passage(passage.tokens[:-1], passage.adapter) for passage in group]
-        for done_m, part in self._parts(read, [start - 1 for start in starts], []):
+        for done_m, part, span in self._parts(read, [start - 1 for start in starts], []):
             firsts = [max(start - 1 - done_m[lane], 0) for lane, start in enumerate(starts)]
             counts = part.count_m
             if all(first >= count for first, count in zip(firsts, counts, strict=False)):
-                self.cache = self._network.call(device.read_chunk, self.cache, part)
+                self.cache = self._network.call(device.read_chunk, self.cache, part, span=span)
                 continue
             targets_mt = np.zeros_like(part.tokens_mt)
             for lane, passage in enumerate(group):
                 targets = passage.tokens[done_m[lane] + 1 : done_m[lane] + counts[lane] + 1]
                 targets_mt[lane, : len(targets)] = targets
             self.cache, *out = self._network.call(
-                device.score_chunk, self.cache, part, targets_mt, top=top
+                device.score_chunk, self.cache, part, targets_mt, span=span, top=top
             )
             logps_mt, ids_mtk, best_mtk = jax.device_get(out)
             for lane, first in enumerate(firsts):
@@ -87,8 +94,9 @@ class Prompts:
 
     def _parts(
         self, group: Sequence[Passage], reusable: Sequence[int], taken: list[int]
-    ) -> Iterator[tuple[np.ndarray, device.Part]]:
-        """(tokens already there [m], part) until the group is read; its rows join `taken`."""
+    ) -> Iterator[tuple[np.ndarray, device.Part, int]]:
+        """(tokens already there [m], part, its span) until the group is read; its rows join
+        `taken`."""
         lanes = len(group)
         first = len(taken)
         done_m = np.zeros(self._lanes, np.int32)
@@ -100,14 +108,15 @@ class Prompts:
         adapter_m = np.array([p.adapter for p in group] + [-1] * (self._lanes - lanes), np.int32)
         length_m = np.array([len(p.tokens) for p in group] + [0] * (self._lanes - lanes), np.int32)
         while (done_m < length_m).any():
-            size = self._size(int((length_m - done_m).max()))
-            count_m = np.clip(length_m - done_m, 0, size)
+            count_m = np.minimum(length_m - done_m, self._chunk - done_m % self._chunk)
+            size = self._size(int(count_m.max()))
             tokens_mt = np.zeros((self._lanes, size), np.int32)
             for lane, passage in enumerate(group):
                 tokens = passage.tokens[done_m[lane] : done_m[lane] + count_m[lane]]
                 tokens_mt[lane, : len(tokens)] = tokens
             self.tokens_read += int(count_m.sum())
-            yield done_m, device.Part(rows_m, tokens_mt, done_m, count_m, adapter_m)
+            part = device.Part(rows_m, tokens_mt, done_m, count_m, adapter_m)
+            yield done_m, part, self._span(int(done_m.max()))
             done_m = done_m + count_m
         for row, passage in zip(taken[first:], group, strict=True):
             if self._known[row].tokens[: len(passage.tokens)] != passage.tokens:
@@ -116,6 +125,10 @@ class Prompts:
     def _size(self, left: int) -> int:
         half = (self._chunk + 1) // 2
         return self._chunk if left > half else half
+
+    def _span(self, done: int) -> int:
+        end = min((done // self._chunk + 1) * self._chunk, self._spans[-1])
+        return next(span for span in self._spans if span >= end)
 
     def _take_over(self, passage: Passage, most: int, taken: list[int]) -> tuple[int, int]:
         """(row, tokens it already holds) for a passage; the row is none of `taken`."""
