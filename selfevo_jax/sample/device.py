@@ -278,7 +278,7 @@ def _read(params, adapters, cache, part, config, compute, span):
         rows = [jax.lax.dynamic_index_in_dim(leaf, part.rows_m[m], 0) for m in lanes]
         return jnp.concatenate(rows)
 
-    few = jax.tree.map(out, _front(cache, span))
+    few = _front(jax.tree.map(out, cache), span)
     hidden_mtd, few = forward_cached(
         config, params, part.tokens_mt, layout, few, _slots(layout, few),
         compute=compute, adapter=_chosen(adapters, part.adapter_m),

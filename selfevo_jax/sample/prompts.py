@@ -6,9 +6,8 @@ is computed, `chunk` tokens at a time, or half as many where that is enough. Wha
 beyond a prompt's end does no harm: slot = position, and no token sees a later position than its
 own.
 
-Chunks begin at multiples of `chunk`, and a chunk looks at the shortest of a few spans of slots
-that holds it. So how a token's sums are rounded follows from its position alone, wherever the
-reading of its prompt began.
+A chunk looks at the shortest of a few spans of slots that holds it: empty slots beyond cost time
+and add zeros.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Prompts:
 
     def __init__(self, network: Network, rows: int, spans: Sequence[int], chunk: int) -> None:
         self._network, self._chunk, self._lanes = network, chunk, network.lanes
-        # Passages that are read together are not all in the same place.
+        # Passages that are read together are not all in the same place, and may not show it.
         self._spans = spans if self._lanes == 1 else spans[-1:]
         self.cache = network.empty_cache(rows, spans[-1])
         self._known = [NOTHING] * rows
@@ -108,7 +107,7 @@ class Prompts:
         adapter_m = np.array([p.adapter for p in group] + [-1] * (self._lanes - lanes), np.int32)
         length_m = np.array([len(p.tokens) for p in group] + [0] * (self._lanes - lanes), np.int32)
         while (done_m < length_m).any():
-            count_m = np.minimum(length_m - done_m, self._chunk - done_m % self._chunk)
+            count_m = np.minimum(length_m - done_m, self._chunk)
             size = self._size(int(count_m.max()))
             tokens_mt = np.zeros((self._lanes, size), np.int32)
             for lane, passage in enumerate(group):
@@ -116,7 +115,7 @@ class Prompts:
                 tokens_mt[lane, : len(tokens)] = tokens
             self.tokens_read += int(count_m.sum())
             part = device.Part(rows_m, tokens_mt, done_m, count_m, adapter_m)
-            yield done_m, part, self._span(int(done_m.max()))
+            yield done_m, part, self._span(int((done_m + count_m).max()))
             done_m = done_m + count_m
         for row, passage in zip(taken[first:], group, strict=True):
             if self._known[row].tokens[: len(passage.tokens)] != passage.tokens:
@@ -126,8 +125,7 @@ class Prompts:
         half = (self._chunk + 1) // 2
         return self._chunk if left > half else half
 
-    def _span(self, done: int) -> int:
-        end = min((done // self._chunk + 1) * self._chunk, self._spans[-1])
+    def _span(self, end: int) -> int:
         return next(span for span in self._spans if span >= end)
 
     def _take_over(self, passage: Passage, most: int, taken: list[int]) -> tuple[int, int]:

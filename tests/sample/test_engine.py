@@ -79,6 +79,23 @@ def test_long_prompts_do_not_depend_on_their_batch(tiny):
         assert alone == [together[request.id]]
 
 
+def test_where_the_reading_of_a_prompt_began_is_not_seen(tiny):
+    """Its first tokens are known from another prompt, up to any place: the logps to the bit."""
+    rng = random.Random(7)
+    prompt = tuple(rng.choices(range(3, 300), k=450))
+    sampling = SamplingParams(12, temperature=0.0)
+
+    def answer(*prompts):
+        requests = [Request(f"r{i}", (), sampling, tokens=p) for i, p in enumerate(prompts)]
+        engine = tiny.generator(max_length=512)
+        return [list(engine.generate([one]))[0] for one in requests][-1].logps
+
+    fresh = answer(prompt)
+    for shared in range(5, 450, 9):
+        other = (*prompt[:shared], *rng.choices(range(3, 300), k=450 - shared))
+        assert answer(other, prompt) == fresh, shared
+
+
 def test_greedy_equals_the_uncached_model(tiny):
     """Against `forward` over the whole text so far, which has no cache and no batch."""
     rng = random.Random(1)
