@@ -14,6 +14,7 @@ Axes: b row, t place, m target, e example slot of a row, k completion of an exam
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -237,7 +238,8 @@ class Batches:
         self._ids = [example.id for example in examples]
         self._batch_size, self._seed, self._ld_alpha = batch_size, seed, ld_alpha
         self._row_cost, self._parts = row_cost, parts
-        self._orders: dict[int, np.ndarray] = {}
+        # Two epochs are kept: batches are made ahead of the step that is reported.
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
         self.steps = steps
         length = self._row_length(row_length, rows)
         self.shape = self._shape(length, rows)
@@ -252,11 +254,8 @@ class Batches:
         epoch, batch = divmod(step, self.per_epoch)
         return self._order(epoch)[batch * self._batch_size : (batch + 1) * self._batch_size]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:  # one epoch is kept: steps mostly come in order
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self.packed))
-            self._orders = {epoch: order}
-        return self._orders[epoch]
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self.packed))
 
     def ids(self, step: int) -> list[str]:
         """The ids of the examples of a batch."""

@@ -29,6 +29,7 @@ from selfevo_jax.learn.joined import Joined, mismatched
 from selfevo_jax.learn.losses import Objective, metric_means
 from selfevo_jax.learn.metrics import MetricsLog
 from selfevo_jax.learn.optimizer import optimizer, schedule
+from selfevo_jax.learn.prefetch import prefetched
 from selfevo_jax.learn.profile import Profile
 from selfevo_jax.learn.protocol import FitResult, FitSettings
 from selfevo_jax.learn.reference import adapter_hash, tree_hash
@@ -132,12 +133,21 @@ class Fit:
                 "compiling the training step for rows of %d tokens", self.data.batches.shape.length
             )
         traced = Profile(self.folder / "profile", self.settings.profile_steps)
-        with self.goodput.on("steps"), contextlib.closing(traced), preemption.waiting():
-            state = self._loop(done, state, checkpoints, traced)
+        with (
+            self.goodput.on("steps"),
+            contextlib.closing(traced),
+            prefetched(self._batch, done, self.total) as batches,
+            preemption.waiting(),
+        ):
+            state = self._loop(done, state, checkpoints, traced, batches)
         self.goodput.compare_hosts()
         return state
 
-    def _loop(self, done, state, checkpoints, traced):
+    def _batch(self, step):
+        """A step's micro-batches, and those of the mismatched examples where KTO asks for them."""
+        return self.data.micro_batches(step), self.others and self.others.micro_batches(step)
+
+    def _loop(self, done, state, checkpoints, traced, batches):
         """Steps run ahead of their metrics by one, so that the device never waits for the host;
         nothing is saved or measured before the metrics up to there are in and finite."""
         self.saved = time.monotonic()
@@ -146,7 +156,9 @@ class Fit:
         self.goodput.begin_steps()
         for step in range(done, self.total):
             traced.before_step(state)
-            state, sums = self._step(step, state, before=pending and pending[1])
+            with self.goodput.on("steps" if computing(pending and pending[1]) else "data"):
+                micros, others = next(batches)
+            state, sums = self._step(step, state, micros, others)
             traced.after_step(state)
             if pending:
                 self._report(*pending)
@@ -186,14 +198,9 @@ class Fit:
         preemption.heard()
         raise preemption.Preempted(together=True)
 
-    def _step(self, step, state, before):
-        """`before`: the sums of the step before, which may still be computed."""
-        with self.goodput.on("steps" if computing(before) else "data"):
-            micros = self.data.micro_batches(step)
+    def _step(self, step, state, micros, others):
         trainable, frozen = state["trainable"], self._untrained()
-        kl = np.float32(0)
-        if self.others:
-            kl = self.steps.kl(trainable, frozen, self.others.micro_batches(step))
+        kl = self.steps.kl(trainable, frozen, others) if others else np.float32(0)
         grads, sums = self.steps.gradient(
             trainable, frozen, micros, jax.random.fold_in(self.key, step), kl
         )
