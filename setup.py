@@ -57,6 +57,9 @@ SERVE = [
     "uvicorn>=0.34,<1",
 ]
 
+# Workdirs on gs://. The two are released together, and must be of about the same month.
+GCS = ["fsspec>=2025.3,<2028", "gcsfs>=2025.3,<2028"]
+
 TORCH = [
     "accelerate>=1.1,<2",
     "peft>=0.18,<0.22",
@@ -86,6 +89,8 @@ AUDIT = ["pip-audit>=2.8,<3", "pip-licenses>=5,<6"]
 
 TEST = [
     *DOCS,  # the site must build without warnings
+    *GCS,
+    "gcp-storage-emulator>=2024.8.3,<2028",
     *TRACK,
     "hypothesis>=6.100,<7",
     "mypy>=1.15,<3",
@@ -116,6 +121,7 @@ EXTRAS = {
     "nf4": [*TORCH, *NF4],
     "quant": ["qwix>=0.1.8,<0.2"],
     "serve": SERVE,
+    "gcs": GCS,
     "tfds": TFDS,
     "track": TRACK,
     "ray": ["ray>=2.50,<3"],

@@ -14,7 +14,7 @@ ORDER = (
     {"parallel"},
     {"models"},
     {"weights"},
-    {"text"},
+    {"text", "remote"},
     {"learn", "sample"},
     {"judge"},
     {"evaluate"},

@@ -9,7 +9,7 @@ need_machine
 
 install='cd ~/selfevo && { constraints/find_python.sh >/dev/null ||
     { sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv; }; } &&
-    constraints/install.sh .venv tpu'
+    constraints/install.sh .venv tpu,gcs'
 retry_on_workers all "$install"
 
 if [ -n "${TPU_NFS:-}" ]; then

@@ -14,6 +14,7 @@ from selfevo_jax.cli import (
     env,
     evaluate,
     export,
+    fetch,
     import_,
     judge,
     merge,
@@ -31,7 +32,7 @@ from selfevo_jax.parallel.xla_flags import set_gpu_flags
 
 COMMANDS = (
     run, sample, serve, judge, evaluate, report, compare,
-    data, import_, export, push, merge, compile, doctor, env, completion,
+    data, import_, export, fetch, push, merge, compile, doctor, env, completion,
 )  # fmt: skip
 MISTAKE, INTERRUPTED, PREEMPTED = 2, 130, 143
 

@@ -25,7 +25,12 @@ def add(verbs) -> None:
     )
     parser.allow_abbrev = False
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="what to run")
-    parser.add_argument("--workdir", required=True, type=Path, help="where everything is kept")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where everything is kept: a folder | gs://...",
+    )
     parser.add_argument(
         "--cluster", metavar="WHERE", help="several hosts: auto | slurm | HOST:PORT of host 0"
     )
@@ -56,19 +61,37 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.evolve.progress import Progress
     from selfevo_jax.parallel import maintenance
     from selfevo_jax.parallel.distributed import agreed, first, joined
+    from selfevo_jax.remote.mirror import copy_of, workplace
     from selfevo_jax.report.track import tracked
 
+    dry_run, cluster = arguments.dry_run, _cluster(arguments)
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
-    with joined(_cluster(arguments)), maintenance.watched():
+    with joined(cluster), maintenance.watched():
+        _refuse_bucket_of_many(arguments.workdir)
         progress = Progress(quiet=not first())
-        track = config.track if first() and not arguments.dry_run else ""
-        with tracked(track, arguments.workdir, plain(config)):
-            launch(config, arguments.workdir, progress, command=command, dry_run=arguments.dry_run)
-        if not arguments.dry_run:
-            written = agreed(lambda: _report(arguments.workdir))
-            progress.say(f"finished: {written}")
+        track = config.track if first() and not dry_run else ""
+        place = copy_of if dry_run else workplace
+        with place(arguments.workdir, progress.say) as workdir:
+            with tracked(track, workdir, plain(config)):
+                launch(config, workdir, progress, command=command, dry_run=dry_run)
+            if not dry_run:
+                written = agreed(lambda: _report(workdir))
+                progress.say(f"finished: {written}")
     return 0
+
+
+def _refuse_bucket_of_many(workdir: str) -> None:
+    """Hosts read what others have just written, which a bucket shows half a minute later."""
+    import jax
+
+    from selfevo_jax.remote.mirror import is_url
+
+    if is_url(workdir) and jax.process_count() > 1:
+        raise UserError(
+            f"--workdir={workdir} is for a run on one host: give several hosts a folder on storage "
+            "that all of them see"
+        )
 
 
 def _report(workdir: Path) -> str:

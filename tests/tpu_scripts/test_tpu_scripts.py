@@ -131,7 +131,7 @@ def test_up_runs_the_steps_in_order_on_all_workers(cloud: Cloud) -> None:
     for number in (0, 1):
         home = cloud.worker(number)
         assert (home / "selfevo/a file with spaces.txt").read_text() == "kept whole"
-        assert (home / "selfevo/.venv/installed").read_text() == ".venv tpu\n"
+        assert (home / "selfevo/.venv/installed").read_text() == ".venv tpu,gcs\n"
         assert (home / ".selfevo/trial.rc").read_text() == "0\n"
 
 
