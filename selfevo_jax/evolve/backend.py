@@ -22,7 +22,7 @@ from selfevo_jax.evolve.tiny import RANDOM, random_model
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.evolve.uncertainty import token_statistics
 from selfevo_jax.judge.asking import JudgeModel
-from selfevo_jax.learn.trainer import JaxTrainer
+from selfevo_jax.learn.trainer import JaxTrainer, Trainer
 from selfevo_jax.models.config import REMATS, Compute
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
@@ -317,10 +317,8 @@ class JaxBackend:
         on_step: Callable[[int, str], None],
     ) -> dict[str, int]:
         """See `Backend.fit`."""
-        model, training = self.model, fitting.training
+        model = self.model
         model.release_generator()
-        longest = model.files.config.max_position
-        texts = [rendered(model.tokenizer, example, longest) for example in examples]
         trainer = JaxTrainer(
             model.files.config,
             model.training_params,
@@ -329,6 +327,22 @@ class JaxBackend:
             compute=model.compute,
             mesh=model.training_mesh,
         )
+        return self._fit_adapter(trainer, examples, fitting, on_step)
+
+    def _fit_adapter(
+        self,
+        trainer: Trainer,
+        examples: Iterable[Trainable],
+        fitting: Fitting,
+        on_step: Callable[[int, str], None],
+        *,
+        writes: bool = True,
+    ) -> dict[str, int]:
+        """`fit` by any trainer, in this process, which `writes` the adapter or leaves it to one
+        of its group."""
+        model, training = self.model, fitting.training
+        longest = model.files.config.max_position
+        texts = [rendered(model.tokenizer, example, longest) for example in examples]
         result = trainer.fit(
             texts,
             training.objective,
@@ -340,10 +354,11 @@ class JaxBackend:
             carried=fitting.carried,
             on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
         )
-        save_peft(
-            fitting.folder / "adapter", result.trained, training.fit.lora,
-            self.config.model, model.files.hash, fitting.lineage(),
-        )  # fmt: skip
+        if writes:
+            save_peft(
+                fitting.folder / "adapter", result.trained, training.fit.lora,
+                self.config.model, model.files.hash, fitting.lineage(),
+            )  # fmt: skip
         return {"examples": len(texts), "steps": result.steps, "tokens": result.tokens}
 
     def merge(

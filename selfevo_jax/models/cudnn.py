@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.context import on_each_chip, platform
 
-LEAST = 128  # shorter rows are mostly padding of the kernel's tiles
+LEAST = 128  # a guess: where the kernel begins to pay was never measured
 _DTYPES = (jnp.bfloat16, jnp.float16)
 _AMPERE = (8, 0)  # the oldest cards that have the kernel
 

@@ -23,7 +23,7 @@ from ml_collections import FrozenConfigDict
 from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxBackend, JaxModel
-from selfevo_jax.evolve.lesson_text import Trainable, rendered
+from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, Training
@@ -38,7 +38,6 @@ from selfevo_jax.torch_backend.launch import run_group, write_job
 from selfevo_jax.torch_backend.lora import attached
 from selfevo_jax.torch_backend.model import Decoder, Layout
 from selfevo_jax.torch_backend.trainer import MakeEngine, TorchTrainer
-from selfevo_jax.weights.peft import save_peft
 
 TRAINER_VERSION = "torch-2"  # raised by hand like `evolve.backend.TRAINER_VERSION`
 
@@ -184,9 +183,7 @@ class TorchBackend(JaxBackend):
         writes: bool = True,
     ) -> dict[str, int]:
         """`fit` in this process, which may be one of several; the first of them `writes`."""
-        model, training = self.model, fitting.training
-        longest = model.files.config.max_position
-        texts = [rendered(model.tokenizer, example, longest) for example in examples]
+        model = self.model
         trainer = TorchTrainer(
             model.decoder,
             model.tokenizer,
@@ -194,23 +191,7 @@ class TorchBackend(JaxBackend):
             engine=engine,
             processes=processes,
         )
-        result = trainer.fit(
-            texts,
-            training.objective,
-            training.fit,
-            fitting.folder,
-            start=model.adapter(fitting.start.adapter)[0],
-            reference=model.applied(fitting.reference.adapter),
-            store=fitting.store,
-            carried=fitting.carried,
-            on_step=lambda row: on_step(1, f"loss {row['loss']:.4f}"),
-        )
-        if writes:
-            save_peft(
-                fitting.folder / "adapter", result.trained, training.fit.lora,
-                self.config.model, model.files.hash, fitting.lineage(),
-            )  # fmt: skip
-        return {"examples": len(texts), "steps": result.steps, "tokens": result.tokens}
+        return self._fit_adapter(trainer, examples, fitting, on_step, writes=writes)
 
     def _local(self, role: Role) -> TorchModel:
         if role.model in ("", self.config.model):
