@@ -201,8 +201,8 @@ def section(out: Path, method: str, seeds: Sequence[int]) -> Iterator[str]:
             shares = f"{100 * d.before:.1f} % | {100 * d.after:.1f} %"
             yield f"| {sides} | {seed} | {d.n} | {shares} | {points(d)} |"
     yield "\n" + "\n".join(said) + "\n"
-    yield "| seed | commit | minutes | tokens generated | tokens trained on |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| seed | commit | minutes | tokens generated | tokens trained on | examples of each fit |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for seed in seeds:
         yield cost(out, method, seed)
 
@@ -252,7 +252,21 @@ def cost(out: Path, method: str, seed: int) -> str:
     minutes = sum(start["seconds"] for start in made) / 60
     spent = read_document(workdir(out, method, seed) / "summary.json")["cost"]
     tokens = f"{spent['generated_tokens']:,} | {spent['trained_tokens']:,}"
-    return f"| {seed} | {commits} | {minutes:.1f} | {tokens} |"
+    examples = learned_from(RunFolder(workdir(out, method, seed)))
+    return f"| {seed} | {commits} | {minutes:.1f} | {tokens} | {examples} |"
+
+
+def learned_from(folder: RunFolder) -> str:
+    """How many examples each fit had: of the method itself, and by the name of each branch."""
+    fits: dict[str, list[str]] = {}
+    for number in folder.rounds():
+        for stage in folder.stages(number):
+            branch, _, last = stage.rpartition(".")
+            if last == "train":
+                sealed = read_document(folder.path / f"round_{number:02d}" / stage / "stage.json")
+                fits.setdefault(branch, []).append(str(sealed["counts"]["examples"]))
+    named = (f"{branch} {' + '.join(counts)}".strip() for branch, counts in sorted(fits.items()))
+    return ", ".join(named)
 
 
 def main() -> int:
