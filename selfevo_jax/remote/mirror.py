@@ -161,6 +161,7 @@ class _Saving:
     def __init__(self, mirror: Mirror, say: Callable[[str], None]) -> None:
         self._mirror, self._say, self._left = mirror, say, threading.Event()
         self._failure: OSError | Lost | None = None
+        self._ended = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def __enter__(self) -> None:
@@ -179,6 +180,7 @@ class _Saving:
                 f"the end of this run could not be saved ({self._failure}). All of it is in "
                 f"{self._mirror.local}: start the same command on this machine again"
             ) from self._failure
+        assert self._ended, "the thread that saves has died of the error above"
 
     def _work(self) -> None:
         saved, last = time.monotonic(), False
@@ -186,7 +188,7 @@ class _Saving:
             last = self._left.wait(SAVE_SECONDS)
             try:
                 self._mirror.save(left=last)
-                saved, self._failure = time.monotonic(), None
+                saved, self._failure, self._ended = time.monotonic(), None, last
             except Lost as lost:
                 self._failure = lost
                 if not last:

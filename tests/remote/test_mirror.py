@@ -174,6 +174,17 @@ def test_an_end_that_cannot_be_saved_is_told_and_kept(url, server, monkeypatch):
         assert (again / "a").read_text() == "a"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_saving_is_not_a_success(url, often, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Mirror, "save", broken)
+    with pytest.raises(AssertionError, match="thread that saves has died"):
+        with workplace(url, quiet):
+            pass
+
+
 def test_a_bucket_that_is_not_there_is_a_mistake(server):
     with pytest.raises(UserError, match="gs://nobody/x cannot be used"):
         with workplace("gs://nobody/x", quiet):

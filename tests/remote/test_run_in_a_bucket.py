@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from selfevo_jax.remote.bucket import Bucket
+
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT}/configs/quickstart.py:tiny"
 DONE = re.compile(r"round_00/evaluate: \d+/\d+ answers in")
@@ -87,6 +89,16 @@ def test_machines_come_and_go_and_the_bytes_are_the_same(server, url, tmp_path, 
     assert results(tmp_path / "copy", files) == results(tmp_path / "undisturbed", files)
     asked = [bool(DONE.search(machine.said.read_text())) for machine in machines[1:]]
     assert asked == [True, False, False], "what a lost machine had finished is not done again"
+
+
+def test_a_run_that_another_has_taken_over_ends(server, url, tmp_path):
+    machine = Machine(tmp_path, server.environment())
+    run = machine.run(url)
+    machine.wait_for("round_00/evaluate", run)
+    assert Bucket(url)._made("owners", 2, {"host": "elsewhere", "process": 7, "since": "now"})
+    assert run.wait(LIMIT) == 2
+    last = machine.said.read_text().splitlines()[-1]
+    assert last.startswith(f"error: {url} was taken over by process 7 on elsewhere")
 
 
 def test_what_cannot_be_is_one_line(server, url, tmp_path):
