@@ -100,7 +100,9 @@ def _print_notes(console: Console, result: TaskResult) -> None:
             f"{result.task}: {result.cut} replies ended for want of room; "
             "--gen_kwargs max_gen_toks=N gives more"
         )
-    needed = result.figures[0].needed
+    if not result.figures:
+        console.print(f"{result.task}: none of {result.n} replies could be judged")
+    needed = result.figures[0].needed if result.figures else None
     if needed is not None and needed > result.n:
         console.print(
             f"{result.task}: to see a gain of 2 points, about {needed} questions are needed"

@@ -251,7 +251,7 @@ def _write(arguments, evaluation, prepared, results) -> None:
         for t in prepared
     }
     benchmarks = {t.benchmark.name: t.benchmark for t in prepared}
-    origins = {t.benchmark.name: t.rows.origin for t in prepared}
+    origins = {t.benchmark.name: t.stage.inputs for t in prepared}
     write_json(path, results_json(results, benchmarks, config, shots, origins))
     for name in benchmarks if arguments.log_samples else ():
         write_samples(folder, name, folder / f"samples_{task_slug(name)}_{key}.jsonl")

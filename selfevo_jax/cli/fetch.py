@@ -30,8 +30,6 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     url, folder = arguments.url, arguments.folder
     if not is_url(url):
         raise UserError(f"{url} is no URL such as gs://my-bucket/runs/a")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds something else than a run: give a new folder")
     if not fetch(url, folder):
         raise UserError(f"{url} holds no run: give the --workdir of one")
     print(f"{folder} is {url} as it was last saved")

@@ -37,6 +37,11 @@ def winrate(arguments: argparse.Namespace) -> int:
             "judge winrate needs --answers=FILE of each model, --baseline=FILE and one --model, "
             "the judge; or --judgments=FILE of finished ones"
         )
+    if arguments.limit is not None or arguments.reference_file:
+        raise UserError(
+            "judge winrate asks about all answers, without references: leave out --limit and "
+            "--reference-file"
+        )
     judging, console = started(arguments)
     judge_answers(arguments.answers, arguments.baseline, arguments.out, judging.compare, console)
     return 0

@@ -135,7 +135,7 @@ def read_judgments(path: Path) -> list[Mapping[str, Any]]:
             raise UserError(f"{place}: the field 'games' must hold both orders")
         for game in games:
             score = game.get("score") if isinstance(game, Mapping) else game
-            if score is not None and score not in VERDICTS:
+            if score is not None and not (isinstance(score, str) and score in VERDICTS):
                 raise UserError(f"{place}: the score {score!r} is none of {', '.join(VERDICTS)}")
         rows.append(row)
     if not rows:

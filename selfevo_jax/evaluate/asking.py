@@ -8,16 +8,17 @@ smaller --limit asks the same prompts.
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Choose
-from selfevo_jax.evaluate.data import Row, Rows, read_split
+from selfevo_jax.evaluate.data import Row, Rows, is_one_file, read_split
 from selfevo_jax.evaluate.file_task import gold_of
 from selfevo_jax.evaluate.task import shuffled
 from selfevo_jax.sample.protocol import Messages
+from selfevo_jax.weights.storage import sha256_of_file
 
 BETWEEN = "\n\n"
 FEWSHOT_SEED = 1234  # the harness's default
@@ -51,58 +52,72 @@ class Wording:
     fewshot_seed: int = FEWSHOT_SEED
 
 
-def questions(
-    benchmark: Benchmark, read: Rows, where: str | Path | None, wording: Wording
-) -> Iterator[Question]:
+@dataclass(frozen=True)
+class Pool:
+    """What examples are drawn from.
+
+    wanted       examples of a question
+    description  what opens the prompt, where a file has it
+    tested       whether the questions themselves are among the rows
+    origin       the files behind it, as in `Rows`
+    """
+
+    wanted: int
+    description: str = ""
+    rows: tuple[Row, ...] = ()
+    tested: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+def questions(benchmark: Benchmark, read: Rows, pool: Pool, wording: Wording) -> Iterator[Question]:
     """The questions of all rows, in order. Raises UserError for a gold that does not parse."""
-    wanted = benchmark.num_fewshot if wording.num_fewshot is None else wording.num_fewshot
-    opening, pool, spare = _pool(benchmark, where, wanted)
     draw = random.Random(wording.fewshot_seed)
     numbered = list(zip(range(len(read.rows)), read.rows, read.places, strict=True))
     for number, row, place in shuffled(numbered, wording.seed) if benchmark.own else numbered:
-        shots = _pick(benchmark, pool, wanted, draw, row if spare else None)
+        shots = _pick(benchmark, pool, draw, row)
         target = gold_of(benchmark.target, row, place)
-        description = opening or benchmark.description(row)
+        description = pool.description or benchmark.description(row)
         turns = [(benchmark.prompt(shot), benchmark.target(shot)) for shot in shots]
         prompt, prefix = _put(benchmark, description, turns, row, wording)
         choices = _choices(benchmark, row, wording.chat)
         yield Question(number, row, place, target, prompt, prefix, choices)
 
 
-def _pool(benchmark: Benchmark, where: str | Path | None, wanted: int):
-    """(description from a file, rows to draw examples from, whether to draw one to spare)."""
+def pool_of(benchmark: Benchmark, where: str | Path | None, wording: Wording) -> Pool:
+    """Where the examples of an evaluation come from. Raises UserError where there are none."""
+    wanted = benchmark.num_fewshot if wording.num_fewshot is None else wording.num_fewshot
     shots = benchmark.shots
     if shots.file is not None:
         name, load = shots.file
         path = Path(where or ".") / name
         if not path.is_file():
             raise UserError(f"{benchmark.name} takes its wording from {name} in a --data folder")
-        return *load(path), False
+        return Pool(wanted, *load(path), origin={name: sha256_of_file(path)})
     if not wanted:
-        return "", (), False
+        return Pool(0)
     if shots.rows:
-        return "", shots.rows, False
+        return Pool(wanted, rows=shots.rows)
     if shots.split is None:
         raise UserError(f"{benchmark.name} has no examples to show; leave out --num_fewshot")
-    rows = read_split(benchmark.name, benchmark.data, shots.split, where).rows
-    return "", rows, shots.spare or shots.split == benchmark.split
+    found = read_split(benchmark.name, benchmark.data, shots.split, where)
+    tested = shots.spare or shots.split == benchmark.split or is_one_file(where)
+    return Pool(wanted, rows=found.rows, tested=tested, origin=found.origin)
 
 
-def _pick(
-    benchmark: Benchmark, pool: Sequence[Row], wanted: int, draw: random.Random, own: Row | None
-) -> Sequence[Row]:
-    """`wanted` examples, never the question itself."""
-    if wanted + (own is not None) > len(pool):
+def _pick(benchmark: Benchmark, pool: Pool, draw: random.Random, row: Row) -> Sequence[Row]:
+    """The examples of a row, never the row itself."""
+    wanted, rows = pool.wanted, pool.rows
+    if wanted + pool.tested > len(rows):
         raise UserError(
-            f"{benchmark.name} has {len(pool)} examples and --num_fewshot asks for {wanted}"
+            f"{benchmark.name} has {len(rows)} examples and --num_fewshot asks for {wanted}"
         )
     if not wanted:
         return ()
+    own = row if pool.tested else None
     if benchmark.shots.pick == "first":
-        return [row for row in pool if row != own][:wanted]
-    drawn = draw.sample(pool, wanted + (own is not None))
-    left = [row for row in drawn if row != own][:wanted]
-    return left if len(left) == wanted else draw.sample([r for r in pool if r != own], wanted)
+        return [shot for shot in rows if shot != own][:wanted]
+    left = [shot for shot in draw.sample(rows, wanted + pool.tested) if shot != own][:wanted]
+    return left if len(left) == wanted else draw.sample([r for r in rows if r != own], wanted)
 
 
 def _put(

@@ -19,10 +19,12 @@ from selfevo_jax.evaluate.data import raw_rows, read_split
 from selfevo_jax.evaluate.tasks import BENCHMARKS, drawn
 
 NGRAM = 13
+WITHIN = 8  # words of a question that is looked for anywhere in a text (the paper's least n)
 BOILERPLATE = 10  # test items that share an n-gram which then is part of the task's wording
 DRAWN = 300  # questions of a task that makes them without end
 SHOWN = 5  # matches of a task that are printed
 # An operator that stands apart or between figures is a word; a hyphen inside a word is not.
+_ENDS = re.compile(r"(?<=[.?!])[\"')]*\s+")
 _WORD = re.compile(r"\w+|(?<=[\s\d)])[-+*/^=<>](?=[\s\d(])")
 
 
@@ -60,8 +62,9 @@ def check_overlap(
 ) -> Contamination:
     """Compares training records (name, texts) with test questions (name, text).
 
-    A question shorter than `n` words is flagged only where it is equal to a whole text of a record
-    or to a whole line of one. Memory: the test's n-grams. Raises UserError for n < 1.
+    A question shorter than `n` words is flagged where all of it stands in a record's text; one of
+    fewer than `WITHIN` only where it is equal to a text, to a line or sentence of one, or to what
+    follows a colon there ("Question: ..."). Memory: the test's n-grams. Raises UserError for n < 1.
     """
     if n < 1:
         raise UserError(f"an overlap of {n} words is none; give at least 1")
@@ -84,7 +87,7 @@ def check_overlap(
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _WORD.findall(text.replace("\\n", "\n").lower())  # some files hold a backslash and an n
 
 
 def _grams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
@@ -109,12 +112,10 @@ def _matches(
     n: int,
 ) -> Iterator[Match]:
     words = _words(text)
-    equal = {
-        place
-        for part in (words, *map(_words, text.splitlines()))
-        for place in questions.get(tuple(part), ())
-        if part
-    }
+    pieces = [tuple(words), *(tuple(_words(part)) for part in _parts(text))]
+    for length in range(WITHIN, n):
+        pieces += _grams(words, length)
+    equal = {place for piece in pieces for place in questions.get(piece, ()) if piece}
     for place, start, length in _spans(words, known, n):
         if place not in equal:
             span = " ".join(words[start : start + length])
@@ -122,6 +123,18 @@ def _matches(
             yield Match(record, tested[place][0], span, whole)
     for place in sorted(equal):
         yield Match(record, tested[place][0], " ".join(tested[place][1]), True)
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The lines of a text, the sentences in them, and what follows a colon there."""
+    for line in text.splitlines():
+        yield line
+        sentences = _ENDS.split(line)
+        yield from sentences
+        for sentence in (line, *sentences):
+            if ":" in sentence:
+                yield sentence.partition(":")[2]
+                yield sentence.rpartition(":")[2]
 
 
 def _spans(
@@ -161,13 +174,18 @@ def items_of(task: str, data: str | None) -> list[tuple[str, str]]:
     return list(zip(rows.places, bare, strict=True))
 
 
-QUESTIONS = ("question", "problem", "input", "Question", "instruction", "text", "prompt")
+# The question alone, by the fields that hold it: passages are quoted everywhere. LogiQA's passage
+# (a row with options) belongs to the question, which is one of a few set phrases.
+QUESTIONS = (
+    ("Body", "Question"), ("context", "question", "options"), ("instruction", "input"),
+    ("question",), ("problem",), ("input",), ("instruction",), ("text",), ("prompt",),
+)  # fmt: skip
 
 
 def _bare(row: Mapping[str, object]) -> str:
-    """The row's question alone: passages are quoted everywhere, questions are not."""
-    found = next((row[name] for name in QUESTIONS if isinstance(row.get(name), str)), "")
-    return str(found)
+    """The row's question without the words around it, empty where no field is known."""
+    names = next((names for names in QUESTIONS if all(name in row for name in names)), ())
+    return "\n".join(str(row[name]) for name in names if isinstance(row[name], str)).strip()
 
 
 def check_file(path: Path, task: str, data: str | None, n: int = NGRAM) -> Contamination:

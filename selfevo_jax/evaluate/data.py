@@ -35,17 +35,17 @@ class Data:
 
     `files`: split -> file or glob below the data folder; rows of a glob take turns between its
     files. `fields`: the needed fields with their JSON types. `source`: where to get them, and the
-    licence. `hub`: (data set, config) on the Hugging Face hub with the same fields, `hub_splits`
-    our split -> the split there and in TFDS. `unpack` turns one file's rows into those of the task
-    (a JSON file of instances, say), `fetch` finds a file that no data folder has to hold, and
-    `keep` picks rows. With `divide`, the splits share a file and the text it gives decides a row's
-    split.
+    licence. `hub`: (data set, config or configs) on the Hugging Face hub with the same fields,
+    `hub_splits` our split -> the split there and in TFDS. `unpack` turns one file's rows into those
+    of the task (a JSON file of instances, say), `fetch` finds a file that no data folder has to
+    hold, and `keep` picks rows. With `divide`, the splits share a file and the text it gives
+    decides a row's split.
     """
 
     files: Mapping[str, str]
     fields: Mapping[str, Kinds]
     source: str
-    hub: tuple[str, str | None] | None = None
+    hub: tuple[str, str | tuple[str, ...] | None] | None = None
     hub_splits: Mapping[str, str] = field(default_factory=dict)
     unpack: Callable[[Row, str], Iterable[Row]] | None = None
     fetch: Callable[[], Path] | None = None
@@ -74,7 +74,7 @@ def read_split(name: str, data: Data, split: str, where: str | Path | None) -> R
     """
     if split not in data.files:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(data.files)}")
-    text = str(where or os.environ.get(DATA, ""))
+    text = _text(where)
     if text == "hf" or text.startswith("hf:"):
         found, origin = _from_hub(name, data, split, text)
     elif text.startswith("tfds:"):
@@ -133,6 +133,15 @@ def _files(name: str, data: Data, split: str, where: str) -> list[Path]:
     if data.fetch is not None:
         return [data.fetch()]
     raise UserError(f"{name}: no file {Path(where) / pattern}; {wanted(data)}")
+
+
+def is_one_file(where: str | Path | None) -> bool:
+    """Whether --data names a file, whose rows stand for every split."""
+    return _is_file(_text(where))
+
+
+def _text(where: str | Path | None) -> str:
+    return str(where or os.environ.get(DATA, ""))
 
 
 def _is_file(where: str) -> bool:
@@ -234,15 +243,24 @@ def _from_hub(name: str, data: Data, split: str, where: str):
     set_name, _, config = where.removeprefix("hf").removeprefix(":").partition("::")
     if not set_name and data.hub is None:
         raise UserError(f"{name} declares no data set on the hub; give --data hf:ORG/SET[::CONFIG]")
+    configs = (config or None,)
     if not set_name:
-        set_name, config = data.hub[0], data.hub[1] or ""
+        set_name, declared = data.hub
+        configs = declared if isinstance(declared, tuple) else (declared,)
+    rows, origin = [], {}
+    for config in configs:
+        found, prints = _from_config(name, set_name, config, data.hub_splits.get(split, split))
+        rows, origin = rows + found, origin | prints
+    return rows, origin
+
+
+def _from_config(name: str, set_name: str, config: str | None, wanted_split: str):
     try:
         import datasets
     except ImportError as error:
         raise UserError("reading from the hub needs `pip install datasets`") from error
-    wanted_split = data.hub_splits.get(split, split)
     try:
-        loaded = datasets.load_dataset(set_name, config or None, split=wanted_split)
+        loaded = datasets.load_dataset(set_name, config, split=wanted_split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -254,11 +254,11 @@ def _largest(values) -> int:
 
 def _too_long(benchmark: Benchmark, question: Question, manner: Manner) -> Outcome:
     if isinstance(benchmark.ask, Choose):
-        scores = {"none": {"acc": 0.0, "acc_norm": 0.0}}
+        wrong = {"none": Reading(None, {"acc": 0.0, "acc_norm": 0.0})}
     else:
-        empty = {name: read("", question.row) for name, read in benchmark.ask.readings.items()}
-        scores = {name: dict.fromkeys(r.scores, 0.0) for name, r in empty.items()}
-    readings = {name: {"parsed": [None], "scores": found} for name, found in scores.items()}
+        read = {name: read("", question.row) for name, read in benchmark.ask.readings.items()}
+        wrong = {n: Reading(None, dict.fromkeys(r.scores, 0.0), r.counts) for n, r in read.items()}
+    readings = {name: _together([reading] * manner.repeats) for name, reading in wrong.items()}
     return _outcome(benchmark, question, manner, readings=readings, too_long=True)
 
 

@@ -78,18 +78,25 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def paired_difference(
-    before: Sequence[float], after: Sequence[float], level: float = 0.95
+    before: Sequence[float],
+    after: Sequence[float],
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Difference:
     """Gain on the same items, `before[i]` and `after[i]` belonging to item i.
 
     For 0/1 scores the interval is Newcombe's square-and-add method with correlation (1998,
     Statistics in Medicine 17:2635, method 10) and p is McNemar's exact; otherwise both come from
-    the paired t statistic. Raises ValueError for unequal lengths or no items.
+    the paired t statistic, and where items share `clusters`, from Student's t over these. Raises
+    ValueError for unequal lengths or no items.
     """
     first, second = _values(before), _values(after)
     if len(first) != len(second):
         raise ValueError(f"{len(first)} items before, {len(second)} after: pair them by id")
-    if _binary(first) and _binary(second):
+    if clusters is not None and 1 < len(set(clusters)) < len(first):
+        error, freedom = standard_error(second - first, clusters), len(set(clusters)) - 1
+        interval, p_value = _student(float((second - first).mean()), error, freedom, level)
+    elif _binary(first) and _binary(second):
         interval, p_value = _newcombe(first, second, level), mcnemar_p(first, second)
     else:
         interval, p_value = _paired_t(second - first, level)
@@ -208,14 +215,17 @@ def _discordant(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
 
 def _paired_t(gains: np.ndarray, level: float) -> tuple[Interval, float]:
     """Student's t over the per-item gains; one item says nothing of the spread."""
-    mean, n = float(gains.mean()), len(gains)
+    n = len(gains)
     if n < 2:
         return Interval(-math.inf, math.inf), 1.0
-    error = float(gains.std(ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return _student(float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(n), n - 1, level)
+
+
+def _student(mean: float, error: float, freedom: int, level: float) -> tuple[Interval, float]:
     if error == 0:
         return Interval(mean, mean), float(mean == 0)
-    return Interval(mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, n - 1))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    return Interval(mean - half, mean + half), float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
 def _values(values: Values) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The model behind a run: opened for its hash, loaded only when a stage has something to do."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -25,7 +26,7 @@ from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer, Trainer
 from selfevo_jax.models.config import REMATS, Compute
 from selfevo_jax.models.llama import abstract_params
-from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
+from selfevo_jax.models.lora import Adapter, LoraConfig, adapter, rescaled
 from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.compile_cache import keep_compiled
@@ -39,11 +40,13 @@ from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.secret import secret_from_environment
 from selfevo_jax.sample.http.spending import Cap
 from selfevo_jax.sample.protocol import Generator
-from selfevo_jax.text.render import prompt_text, render_example
+from selfevo_jax.text.render import TokenExample, prompt_text, render_example
 from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
 from selfevo_jax.weights.model_files import ModelFiles, open_model
 from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
 from selfevo_jax.weights.storage import cache_folder
+
+log = logging.getLogger(__name__)
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
@@ -296,12 +299,7 @@ class JaxBackend:
         config = model.files.config
 
         def weigh(replies: list[tuple[Sample, Prompt]]) -> list[dict[str, np.ndarray]]:
-            examples = [
-                render_example(
-                    model.tokenizer, s.id, prompt.messages, (s.text,), config.max_position
-                )
-                for s, prompt in replies
-            ]
+            examples = reply_examples(model.tokenizer, replies, config.max_position)
             return token_statistics(config, model.params, adapter, model.compute, examples)
 
         return weigh
@@ -342,13 +340,14 @@ class JaxBackend:
         of its group."""
         model, training = self.model, fitting.training
         longest = model.files.config.max_position
-        texts = [rendered(model.tokenizer, example, longest) for example in examples]
+        texts = [rendered(model.tokenizer, example, longest) for example in _different(examples)]
+        start, lora = model.adapter(fitting.start.adapter)
         result = trainer.fit(
             texts,
             training.objective,
             training.fit,
             fitting.folder,
-            start=model.adapter(fitting.start.adapter)[0],
+            start=rescaled(start, lora, training.fit.lora),
             reference=model.applied(fitting.reference.adapter),
             store=fitting.store,
             carried=fitting.carried,
@@ -407,6 +406,28 @@ class JaxBackend:
             endpoint, cap = Endpoint(address, name, key=key), Cap(tokens=role.cap_tokens)
             self._servers[role] = HttpGenerator(endpoint, cap=cap)
         return self._servers[role]
+
+
+def reply_examples(
+    tokenizer: Tokenizer, replies: Iterable[tuple[Sample, Prompt]], longest: int
+) -> list[TokenExample]:
+    """Replies as they were written: one that was cut off has no end-of-turn token."""
+    return [
+        render_example(
+            tokenizer, s.id, prompt.messages, (s.text,), longest,
+            end=s.finish == "stop" or not s.text,
+        )
+        for s, prompt in replies
+    ]  # fmt: skip
+
+
+def _different(examples: Iterable[Trainable]) -> list[Trainable]:
+    """The examples, equal ones once: samples may say the same, and a fit refuses equal ids."""
+    given = list(examples)
+    kept = {example.id: example for example in reversed(given)}
+    if len(kept) < len(given):
+        log.info("%d of %d training examples are there twice", len(given) - len(kept), len(given))
+    return list(reversed(kept.values()))
 
 
 def _adapter_of(policy: Policy) -> Path | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from selfevo_jax.records import Answer, Prompt, Row, Sample, Verdict
 
+ROUNDING = 1e-9  # 0.8 - 0.1 is a little more than 0.7
+
 
 def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: float) -> list[Row]:
     """Whether a policy may follow the best one: a Row named after it.
@@ -25,9 +27,9 @@ def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: fl
     lost = sum(not after[name] for name in solved)
     score, best_score = (sum(right.values()) / len(right) for right in (after, before))
     why = ""
-    if score < best_score - tolerance:
+    if score < best_score - tolerance - ROUNDING:
         why = f"right answers fell from {best_score:.3f} to {score:.3f} of {len(after)}"
-    elif lost > lost_share * len(solved):
+    elif lost > lost_share * len(solved) + ROUNDING:
         why = f"{lost} of {len(solved)} questions that were solved are no longer"
     values: dict[str, Any] = {
         "policy": candidate,

@@ -191,6 +191,6 @@ def _seal(folder: StageFolder, stage: Stage, counts: Mapping[str, int]) -> None:
 
 def _tidy(folder: Path) -> None:
     """Removes what only an unfinished training needs: checkpoints, half-written adapters."""
-    for leftover in [folder / "checkpoints", *folder.glob(".adapter.*")]:
+    for leftover in [folder / "checkpoints", folder / "best", *folder.glob(".adapter.*")]:
         shutil.rmtree(leftover, ignore_errors=True)
     (folder / "begun.json").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.asking import Question
 from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.files import file_sha256
@@ -13,7 +14,7 @@ from selfevo_jax.sample.http.client import HttpGenerator
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.protocol import MAX_LABELS, Generator
 from selfevo_jax.text.render import prompt_text, render_next, render_prompt
-from selfevo_jax.weights.peft import WEIGHTS
+from selfevo_jax.weights.peft import CONFIG, WEIGHTS
 
 
 class LocalModel:
@@ -37,12 +38,19 @@ class LocalModel:
 
     def settings(self) -> dict[str, Any]:
         """See `Evaluated.settings`; the batch size is left out, since no answer depends on it."""
-        trained = "none" if self.adapter is None else file_sha256(self.adapter / WEIGHTS)
         return {
-            "hash": content_id(self.model.hash, self.model.tokenizer.hash, trained),
+            "hash": content_id(self.model.hash, self.model.tokenizer.hash, self._trained()),
             "dtype": self.model.settings["dtype"],
             "max_length": self.room,
         }
+
+    def _trained(self) -> str:
+        if self.adapter is None:
+            return "none"
+        files = [self.adapter / name for name in (CONFIG, WEIGHTS)]
+        if not all(file.is_file() for file in files):
+            raise UserError(f"--adapter={self.adapter} holds no {CONFIG} and {WEIGHTS}")
+        return content_id(*map(file_sha256, files))
 
     def generator(self) -> Generator:
         """See `Evaluated.generator`."""

@@ -1,16 +1,14 @@
 """An evaluation outside a run: one stage per task, resumable by item like a run's."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate import asking, bleu, readings, rouge, running
-from selfevo_jax.evaluate.asking import Question, Wording, questions
+from selfevo_jax.evaluate.asking import Pool, Question, Wording, pool_of, questions
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate
 from selfevo_jax.evaluate.benchmarks import code
 from selfevo_jax.evaluate.data import Rows, read_split
@@ -22,10 +20,9 @@ from selfevo_jax.evaluate.tasks import BENCHMARKS, drawn
 from selfevo_jax.evolve import work
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked, write_atomic
 from selfevo_jax.evolve.journal import compact_json
-from selfevo_jax.evolve.keys import source_version
+from selfevo_jax.evolve.keys import package_version
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import Item, Stage, StageFolder, Work, read_records, run_stage
-from selfevo_jax.judge import checkers
 from selfevo_jax.records import Record
 from selfevo_jax.sample.protocol import Generator, SamplingParams
 
@@ -85,10 +82,11 @@ class Prepared:
     wording: Wording
     manner: Manner
     total: int
+    pool: Pool
 
-    def questions(self, data: str | None) -> Iterator[Question]:
+    def questions(self) -> Iterator[Question]:
         """The questions that are asked, from the first."""
-        return islice(questions(self.benchmark, self.rows, data, self.wording), self.total)
+        return islice(questions(self.benchmark, self.rows, self.pool, self.wording), self.total)
 
 
 def prepare(evaluation: Evaluation, name: str) -> Prepared:
@@ -111,9 +109,11 @@ def prepare(evaluation: Evaluation, name: str) -> Prepared:
         sampling, evaluation.repeats, wording.seed, model.room,
         model.show, model.count, model.single, model.scores,
     )  # fmt: skip
-    stage = _stage(evaluation, benchmark, rows, wording, manner, total)
-    prepared = Prepared(benchmark, rows, stage, wording, manner, total)
-    for _ in prepared.questions(evaluation.data):
+    pool = pool_of(benchmark, evaluation.data, wording)
+    origin = {**rows.origin, **{f"examples {name}": sha for name, sha in pool.origin.items()}}
+    stage = _stage(evaluation, benchmark, origin, wording, manner, total)
+    prepared = Prepared(benchmark, rows, stage, wording, manner, total, pool)
+    for _ in prepared.questions():
         pass  # every gold answer parses, every example is there
     return prepared
 
@@ -138,14 +138,11 @@ def _sampling(evaluation: Evaluation, benchmark: Benchmark) -> SamplingParams:
 def _stage(
     evaluation: Evaluation,
     benchmark: Benchmark,
-    rows: Rows,
+    origin: Mapping[str, str],
     wording: Wording,
     manner: Manner,
     total: int,
 ) -> Stage:
-    modules = {f.__module__ for f in (benchmark.prompt, benchmark.target)}
-    parts = [sys.modules[name] for name in sorted(modules)]
-    parts += [asking, bleu, readings, rouge, running, checkers]
     settings = {
         "questions": total,
         "wording": dataclasses.asdict(wording),
@@ -153,8 +150,8 @@ def _stage(
         "repeats": manner.repeats,
         "model": evaluation.model.settings(),
     }
-    version = f"{source_version(*parts)}/{work.SAMPLER_VERSION}"
-    return Stage(benchmark.name, version, settings, dict(rows.origin))
+    version = f"{package_version('evaluate', 'judge')}/{work.SAMPLER_VERSION}"
+    return Stage(benchmark.name, version, settings, origin)
 
 
 def evaluate_task(evaluation: Evaluation, prepared: Prepared, out: Path) -> TaskResult:
@@ -176,7 +173,7 @@ def _ask(evaluation: Evaluation, prepared: Prepared, folder: StageFolder) -> Non
     generator = evaluation.model.generator()
     name, total = prepared.benchmark.name, prepared.total
     with evaluation.progress.stage(name, total, "questions") as bar:
-        items = ((str(q.number), q) for q in prepared.questions(evaluation.data))
+        items = ((str(q.number), q) for q in prepared.questions())
         run_stage(folder, prepared.stage, items, _work(generator, prepared), bar.advance)
 
 
@@ -205,17 +202,34 @@ def write_samples(out: Path, task: str, path: Path) -> None:
 def compared(before: Path, after: Path, task: str) -> tuple[str, str, Difference]:
     """(task, metric, paired difference) of the first metric on the questions both have answered.
 
-    Raises UserError where one is not finished, or the questions are not the same.
+    A question that one of them could not judge (a program that was not run) is left out. Raises
+    UserError where one is not finished, or the questions are not the same.
     """
-    first, second = (_scores(out, task) for out in (before, after))
-    if first.keys() != second.keys() or not first:
+    first, second = (
+        {(o.target, o.place): o for o in _outcomes(out, task)} for out in (before, after)
+    )
+    if first.keys() != second.keys():
         raise UserError(
-            f"{task}: {before} and {after} did not answer the same questions (or not by the same "
-            "metric); evaluate both with the same --limit, --data and --seed"
+            f"{task}: {before} and {after} did not answer the same questions; evaluate both with "
+            "the same --limit, --data and --seed"
         )
-    metric = next(iter(first))[2]
-    gain = paired_difference(list(first.values()), [second[key] for key in first])
+    metric = next((name for outcome in first.values() for name in _first_scores(outcome)), "")
+    one, other = (
+        {key: scores[metric] for key, o in side.items() if metric in (scores := _first_scores(o))}
+        for side in (first, second)
+    )
+    both = [key for key in one if key in other]
+    if not both:
+        raise UserError(f"{task}: {before} and {after} judged no question by the same metric")
+    names = [first[key].cluster for key in both]
+    clusters = None if None in names else names
+    gain = paired_difference([one[k] for k in both], [other[k] for k in both], clusters=clusters)
     return task, metric, gain
+
+
+def _first_scores(outcome: Outcome) -> Mapping[str, float]:
+    """The scores of the reading to look at: none where it could not be judged."""
+    return next(iter(outcome.readings.values()))["scores"]
 
 
 def summed_up(out: Path, task: str) -> TaskResult:
@@ -242,8 +256,7 @@ def picked(
 
 
 def _right(outcome: Outcome) -> bool:
-    scores = next(iter(outcome.readings.values()))["scores"]
-    return next(iter(scores.values()), 0.0) == 1.0
+    return next(iter(_first_scores(outcome).values()), 0.0) == 1.0
 
 
 def _unparsed(outcome: Outcome, other: Outcome | None) -> bool:
@@ -265,13 +278,3 @@ def _outcomes(out: Path, task: str) -> Iterator[Outcome]:
     if folder.sealed() is None:
         raise UserError(f"{out} holds no finished {task}; run selfevo eval --tasks={task} there")
     return read_records(folder, Outcome)
-
-
-def _scores(out: Path, task: str) -> dict[tuple[str, str, str], float]:
-    """(target, place, metric) -> score of a finished task's first reading."""
-    found = {}
-    for outcome in _outcomes(out, task):
-        scores = next(iter(outcome.readings.values()))["scores"]
-        metric, score = next(iter(scores.items()), ("none", 0.0))
-        found[outcome.target, outcome.place, metric] = score
-    return found

@@ -8,6 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,6 +21,17 @@ def source_version(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(_code(part))
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def package_version(*names: str) -> str:
+    """A hash of all the code in some of our packages, blind to comments and layout; also of what
+    runs as a process of its own, which no function reaches."""
+    digest = hashlib.sha256()
+    for name in names:
+        for path in sorted((Path(__file__).parents[1] / name).rglob("*.py")):
+            digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
     return digest.hexdigest()[:12]
 
 

@@ -17,7 +17,8 @@ class Role:
                 OpenAI-style server; empty: the run's own base
     adapter     a PEFT folder on top of a local model
     key_env     the environment variable with the server's key
-    cap_tokens  the most tokens that the role may cost on a server
+    cap_tokens  the most tokens that the role may cost on a server in one start of a run (roles
+                with equal settings share one cap)
     """
 
     model: str = ""

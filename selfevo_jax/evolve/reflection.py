@@ -6,6 +6,7 @@ for, how concrete the plan is (ReflectEvo; the wording is ours).
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ PLAN = {
     "1": "Then name in one sentence what should be done differently.",
     "2": "Then list, for each mistake, the concrete correction to make.",
 }
+BELIEF = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
 REFLECT, WHOLE = prompt_file("reflect"), prompt_file("reflect_and_answer")
 GUIDED, REVISE = prompt_file("reflect_guided"), prompt_file("reflect_revise")
 VERIFY_ANSWER = prompt_file("reflect_verify")
@@ -138,18 +140,39 @@ def whole_lesson(story: Story) -> list[Example]:
 
 
 def helped_against_not(stories: Sequence[Story]) -> list[Pair]:
-    """D+-: of one answer, reflections after which it was mended against those after which not."""
-    texts: dict[bool, dict[str, Story]] = {True: {}, False: {}}
+    """D+-: of one answer, reflections after which it was mended against those after which not.
+
+    One that stands on both sides (the answer after it was drawn) is on none.
+    """
+    pairs: list[Pair] = []
+    for told in _by_answer(stories):
+        good = {_said(story): story for story in reversed(told) if succeeded(story)}
+        bad = {_said(story): story for story in reversed(told) if not succeeded(story)}
+        helped = [good[text] for text in reversed(good) if text not in bad]
+        not_helped = [bad[text] for text in reversed(bad) if text not in good]
+        pairs += map(reflection_pair, helped, not_helped)
+    return pairs
+
+
+def _by_answer(stories: Sequence[Story]) -> list[list[Story]]:
+    """The stories of each answer to a question."""
+    groups: dict[str, list[Story]] = {}
     for story in stories:
-        texts[succeeded(story)].setdefault(story[2].text, story)
-    good, bad = list(texts[True].values()), list(texts[False].values())
-    return [reflection_pair(yes, no) for yes, no in zip(good, bad, strict=False)]
+        groups.setdefault(story[3].id, []).append(story)
+    return list(groups.values())
+
+
+def _said(story: Story) -> str:
+    return story[2].text.strip()
 
 
 def rivals(stories: Sequence[Story]) -> list[tuple[Story, Story]]:
     """Pairs of different reflections on one answer that both led to a right one: for a judge."""
-    different = list({story[2].text: story for story in stories if succeeded(story)}.values())
-    return list(zip(different[::2], different[1::2], strict=False))
+    found: list[tuple[Story, Story]] = []
+    for told in _by_answer(stories):
+        different = list({_said(story): story for story in told if succeeded(story)}.values())
+        found += zip(different[::2], different[1::2], strict=False)
+    return found
 
 
 def preferred(row: tuple[list[Story], Comparison]) -> list[Pair]:
@@ -212,9 +235,9 @@ def stored_row(row: Mapping[str, Any]) -> Row:
 def belief(row: tuple[Sample, Sample]) -> list[Verdict]:
     """(what was said of an answer, the answer): whether it is believed to be right."""
     said, answer = row
-    word = said.text.strip().lower()
-    yes = word.startswith("yes")
-    parsed = "yes" if yes else "no" if word.startswith("no") else None
+    word = BELIEF.match(said.text)
+    parsed = word and word[1].lower()
+    yes = parsed == "yes"
     return [Verdict.make(sample_id=answer.id, score=float(yes), correct=yes, parsed=parsed)]
 
 
@@ -225,11 +248,13 @@ def outcome(row: tuple[Any, ...], variant: str, turn: int) -> list[Row]:
     """
     _, second, *_, first, believed, prompt = row
     values = {"variant": variant, "turn": turn, "first": first.correct, "later": second.correct}
-    return [Row.make(source_id=prompt.id, values=values | {"believed": believed.correct})]
+    values |= {"believed": believed.correct, "unread": believed.parsed is None}
+    return [Row.make(source_id=prompt.id, values=values)]
 
 
 def turns_table(rows: Sequence[Row], oracle: bool) -> list[Row]:
-    """Accuracy at turn 1 and later, without and with self-verification, and the flips.
+    """Accuracy at turn 1 and later, without and with self-verification, and the flips. `unread`
+    verifications said neither yes nor no, and were taken for no.
 
     `oracle` adds what a checker at test time would give, who lets right answers stand: a bound that
     cannot fall below turn 1, never the result.
@@ -256,6 +281,7 @@ def _turns(
         **share("acc", sum(v["later"] for v in found), n),
         **gain([(v["first"], v["later"]) for v in found]),
         "acc_self_verified": sum(later for _, later in verified) / n,
+        "unread": sum(v["unread"] for v in found),
         "right_to_wrong": sum(v["first"] and not v["later"] for v in found),
         "wrong_to_right": sum(v["later"] and not v["first"] for v in found),
     }

@@ -142,7 +142,8 @@ class MathChecker:
         with self._lock:
             if self._child is None:
                 self._child = _start()
-                self._exchange([], START_SECONDS)
+                if self._exchange([], START_SECONDS) is None:
+                    return None
             return self._exchange(pairs, self.seconds)
 
     def _exchange(self, pairs: list, seconds: float) -> bool | None:

@@ -172,6 +172,7 @@ class Fit:
             pending = None
             if self.course.best_step == step + 1:
                 self.best.save(step + 1, state["trainable"])
+                self.best.wait()  # a kill after the save below must find it
             if save or self.course.stopped:
                 self._save(step + 1, state, checkpoints)
             if stop:

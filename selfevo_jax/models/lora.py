@@ -73,6 +73,21 @@ def adapter(params: dict, lora: LoraConfig, *, train: bool = False) -> Adapter:
     return Adapter(params, lora.scaling, lora.dropout if train else 0.0)
 
 
+def rescaled(
+    params: dict | None, lora: LoraConfig | None, wanted: LoraConfig | None
+) -> dict | None:
+    """A LoRA tree that under `wanted` is the policy that it was under `lora`: a merged adapter has
+    a scaling of its own. None (the base itself) stays None."""
+    if params is None or lora is None or wanted is None or lora.scaling == wanted.scaling:
+        return params
+    ratio = lora.scaling / wanted.scaling
+
+    def fold(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
+        return leaf * ratio if path[-1].key == "b" else leaf
+
+    return jax.tree_util.tree_map_with_path(fold, params)
+
+
 def target_shapes(config: ModelConfig, lora: LoraConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path -> kernel shape [l, in, out] of every module that `lora.targets` matches in full.
 

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +98,7 @@ class Bucket:
             if before:
                 self._wait_for(before, say)
             own = before + 1
-            about = {"host": socket.gethostname(), "process": os.getpid(), "since": _now().ctime()}
+            about = {**here(), "since": _now().ctime()}
             if self._made("owners", own, about):
                 break
         base = self.newest()
@@ -141,12 +141,13 @@ class Bucket:
         return piece
 
     def fetch(self, state: State, folder: Path) -> None:
-        """Makes `folder` hold the files of `state` and no others.
+        """Makes `folder` hold the files of `state` and no others, but for hidden ones.
 
         Raises UserError for a piece that is missing or not what it was.
         """
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and str(path.relative_to(folder)) not in state.files:
+            known = path.name.startswith(".") or str(path.relative_to(folder)) in state.files
+            if path.is_file() and not known:
                 path.unlink()
         with ThreadPoolExecutor(_WORKERS) as pool:
             fetched = functools.partial(self._fetch, folder)
@@ -299,7 +300,7 @@ def _name(kind: str, number: int) -> str:
 
 def _ended(about: Mapping[str, Any]) -> bool:
     """Whether an owner ran on this machine and is gone."""
-    if about["host"] != socket.gethostname():
+    if any(about.get(name) != value for name, value in here().items() if name != "process"):
         return False
     try:
         os.kill(about["process"], 0)
@@ -308,6 +309,16 @@ def _ended(about: Mapping[str, Any]) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def here() -> dict[str, Any]:
+    """This process, and where its number means something: this start of this machine's kernel, and
+    in it these processes (a container has its own)."""
+    found = {"host": socket.gethostname(), "process": os.getpid()}
+    with suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["processes"] = os.readlink("/proc/self/ns/pid")
+    return found
 
 
 def _inside(name: str) -> str:

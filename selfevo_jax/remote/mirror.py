@@ -21,6 +21,7 @@ from selfevo_jax.weights.storage import atomic_file, cache_folder
 SAVE_SECONDS = 30.0
 _LOOKS = 100
 MARK = ".bucket.json"  # in the local folder: the owner whose work it holds
+COPY = ".copy_of"  # in a copy: of which URL
 
 
 def is_url(workdir: str) -> bool:
@@ -63,12 +64,21 @@ def copy_of(workdir: str, say: Callable[[str], None]) -> Iterator[Path]:
 def fetch(url: str, folder: Path) -> bool:
     """Makes `folder` a copy of a run's last saved state, also while it runs; whether there is one.
 
-    Raises UserError where the bucket cannot be reached or a file there is damaged.
+    Raises UserError where the bucket cannot be reached, a file there is damaged, or `folder` holds
+    anything but an older copy: what is not in the state is removed.
     """
-    bucket = Bucket(url)
+    bucket, mark = Bucket(url), folder / COPY
+    if (
+        folder.exists()
+        and any(folder.iterdir())
+        and not (mark.is_file() and mark.read_text() == bucket.url)
+    ):
+        raise UserError(f"{folder} is no copy of {url}: give a new folder")
     with _reached(url):
         state = bucket.newest()
         while state:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(bucket.url)
             try:
                 bucket.fetch(state, folder)
                 return True

@@ -33,7 +33,7 @@ def eval_page(name: str, results: Sequence[TaskResult], pairs: Iterable[Pair]) -
         "items": _items(pairs),
         "footer": FOOTER,
     }
-    first = [result.figures[0] for result in results]
+    first = [figure for result in results for figure in result.figures[:1]]
     plain = "; ".join(f"{f.task}: {f.metric} {f.mean:.3f} (n {f.n})" for f in first)
     return rendered(data, SCRIPTS, plain)
 

@@ -22,7 +22,7 @@ from ml_collections import FrozenConfigDict
 
 from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.backend import JaxBackend, JaxModel
+from selfevo_jax.evolve.backend import JaxBackend, JaxModel, reply_examples
 from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
@@ -30,7 +30,7 @@ from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.records import Prompt, Sample
 from selfevo_jax.sample.protocol import Generator
-from selfevo_jax.text.render import TokenExample, render_example
+from selfevo_jax.text.render import TokenExample
 from selfevo_jax.torch_backend.engine import Alone
 from selfevo_jax.torch_backend.generator import TorchGenerator
 from selfevo_jax.torch_backend.group import Group, choose_group
@@ -132,10 +132,7 @@ class TorchBackend(JaxBackend):
         longest = model.files.config.max_position
 
         def weigh(replies: list[tuple[Sample, Prompt]]) -> list[dict[str, np.ndarray]]:
-            examples = [
-                render_example(model.tokenizer, s.id, prompt.messages, (s.text,), longest)
-                for s, prompt in replies
-            ]
+            examples = reply_examples(model.tokenizer, replies, longest)
             return [_statistics(model.decoder, adapter, example) for example in examples]
 
         return weigh

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from selfevo_jax.evaluate.asking import Wording, questions
+from selfevo_jax.evaluate.asking import Wording, pool_of, questions
 from selfevo_jax.evaluate.benchmark import Choose
 from selfevo_jax.evaluate.benchmarks import bbh
 from selfevo_jax.evaluate.data import read_split
@@ -71,7 +71,14 @@ def their_prompts(task, shots: int, n: int = N, **settings) -> list[list[tuple]]
 def our_questions(name, data, n: int = N, **wording):
     benchmark = BENCHMARKS[name]
     read = read_split(name, benchmark.data, benchmark.split, data)
-    return list(islice(questions(benchmark, read, data, Wording(**wording)), n))
+    return list(
+        islice(
+            questions(
+                benchmark, read, pool_of(benchmark, data, Wording(**wording)), Wording(**wording)
+            ),
+            n,
+        )
+    )
 
 
 def assert_same_prompts(name, task, data, shots: int | None = None, n: int = N) -> None:

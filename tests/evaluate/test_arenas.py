@@ -190,6 +190,7 @@ def test_arena_files_go_round(tmp_path, shared_data):
     for bad, message in (
         ({"games": rows[0]["games"][:1]}, "both orders"),
         ({"games": [{"score": "A"}, {"score": None}]}, "the score 'A'"),
+        ({"games": [{"score": ["A>B"]}, {"score": None}]}, "the score"),
         ({"uid": None}, "uid, model or baseline"),
     ):
         path.write_text(json.dumps(rows[0] | bad))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.asking import Wording, questions
+from selfevo_jax.evaluate.asking import Wording, pool_of, questions
 from selfevo_jax.evaluate.benchmark import Choose
 from selfevo_jax.evaluate.benchmarks.gsm8k import number
 from selfevo_jax.evaluate.benchmarks.math import gold as boxed
@@ -54,7 +54,12 @@ def reply_of(name, row, target):
 def test_gold_is_right_and_a_wrong_reply_is_not(name, shared_data):
     benchmark = BENCHMARKS[name]
     read = read_split(name, benchmark.data, benchmark.split, shared_data)
-    asked = islice(questions(benchmark, read, shared_data, Wording()), 0, None, EVERY)
+    asked = islice(
+        questions(benchmark, read, pool_of(benchmark, shared_data, Wording()), Wording()),
+        0,
+        None,
+        EVERY,
+    )
     for question in asked:
         if isinstance(benchmark.ask, Choose):
             choices = benchmark.ask.choices(question.row)
@@ -84,11 +89,15 @@ def test_all_of_the_shared_data_is_used(shared_data):
 def test_choices_of_boolq_in_their_order(shared_data):
     benchmark = BENCHMARKS["boolq"]
     read = read_split("boolq", benchmark.data, "test", shared_data)
-    first = next(questions(benchmark, read, shared_data, Wording()))
+    first = next(questions(benchmark, read, pool_of(benchmark, shared_data, Wording()), Wording()))
     assert first.choices == (" no", " yes")
     assert first.prompt.endswith("\nAnswer:")
     assert first.prompt.startswith(first.row["passage"] + "\nQuestion: ")
-    chat = next(questions(benchmark, read, shared_data, Wording(chat=True)))
+    chat = next(
+        questions(
+            benchmark, read, pool_of(benchmark, shared_data, Wording(chat=True)), Wording(chat=True)
+        )
+    )
     assert chat.choices == ("no", "yes")
     assert chat.prompt == ({"role": "user", "content": first.prompt},)
 
@@ -101,6 +110,17 @@ def test_code_tasks_run_the_reference_and_refuse_a_wrong_one(shared_data):
         for row in rows[:3]:
             assert mark(row[solution], row).scores == {"pass@1": 1.0}
             assert mark("    return None\n", row).scores == {"pass@1": 0.0}
+
+
+def test_a_reply_that_began_in_a_block_of_code_ends_with_it(shared_data):
+    """As the harness reads `humaneval_instruct`."""
+    benchmark = BENCHMARKS["humaneval_instruct"]
+    (mark,) = benchmark.ask.readings.values()
+    row = read_split(benchmark.name, benchmark.data, "test", shared_data).rows[0]
+    solution = row["canonical_solution"]
+    for ending in ("", "```", "\n```\nThis compares all pairs.\n```python\nprint(1)\n```"):
+        assert mark(solution + ending, row).scores == {"pass@1": 1.0}
+    assert mark("    return None\n```\n" + solution, row).scores == {"pass@1": 0.0}
 
 
 def test_ifeval_counts_instructions_and_prompts(shared_data):
@@ -122,7 +142,7 @@ def test_logiqa_rows_of_the_wheel_become_the_harness_fields(tmp_path):
     path.write_text(json.dumps(row | {"ideal": "C"}))
     benchmark = BENCHMARKS["logiqa"]
     read = read_split("logiqa", benchmark.data, "test", path)
-    (question,) = questions(benchmark, read, path, Wording())
+    (question,) = questions(benchmark, read, pool_of(benchmark, path, Wording()), Wording())
     assert question.prompt == (
         "Passage: P one.\nQuestion: Q two?\nChoices:\nA. a\nB. b\nC. c\nD. d\nAnswer:"
     )
@@ -142,10 +162,26 @@ def test_no_example_is_the_question_itself(shared_data):
 def test_a_smaller_limit_asks_the_same_prompts(shared_data):
     benchmark = BENCHMARKS["gsm8k"]
     read = read_split("gsm8k", benchmark.data, "test", shared_data)
-    few = list(islice(questions(benchmark, read, shared_data, Wording()), 3))
-    assert few == list(islice(questions(benchmark, read, shared_data, Wording()), 9))[:3]
+    few = list(
+        islice(questions(benchmark, read, pool_of(benchmark, shared_data, Wording()), Wording()), 3)
+    )
+    assert (
+        few
+        == list(
+            islice(
+                questions(benchmark, read, pool_of(benchmark, shared_data, Wording()), Wording()), 9
+            )
+        )[:3]
+    )
     assert few[0].prompt.count("Question: ") == 6
-    seeded = next(questions(benchmark, read, shared_data, Wording(fewshot_seed=1)))
+    seeded = next(
+        questions(
+            benchmark,
+            read,
+            pool_of(benchmark, shared_data, Wording(fewshot_seed=1)),
+            Wording(fewshot_seed=1),
+        )
+    )
     assert seeded.prompt != few[0].prompt
 
 
@@ -221,7 +257,14 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, name, row, message):
     benchmark = BENCHMARKS[name]
     with pytest.raises(UserError, match=message):
         read = read_split(name, benchmark.data, benchmark.split, path)
-        list(questions(benchmark, read, path, Wording(num_fewshot=0)))
+        list(
+            questions(
+                benchmark,
+                read,
+                pool_of(benchmark, path, Wording(num_fewshot=0)),
+                Wording(num_fewshot=0),
+            )
+        )
 
 
 def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ import pytest
 
 from selfevo_jax import cli
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.contamination import check_overlap, texts_of
+from selfevo_jax.evaluate.contamination import check_overlap, items_of, texts_of
+from selfevo_jax.evaluate.data import read_split
+from selfevo_jax.evaluate.tasks import BENCHMARKS
 
 WORDS = [f"w{n}" for n in range(5000)]
 
@@ -92,3 +94,36 @@ def test_the_command_finds_test_questions_in_a_training_file(shared_data, tmp_pa
     assert f"equal: {path}:51 and gsm8k/test.jsonl:4" in said
     assert "svamp:plain: 0 of 218" in said
     assert cli.main([*command[:-1], "--contamination=nowhere.jsonl"]) == 2
+
+
+def test_a_short_question_is_found_where_it_stands_whole():
+    eight = "Who wrote the book about the old sea"
+    items = [("a", eight + "?"), ("b", "is it blue"), ("c", "Is it\\nred?")]
+    records = [
+        ("within", [f"Passage: x y z {eight} and then some."]),
+        ("label", ["Background: far\nQuestion: is it blue?\nAnswer: no"]),
+        ("sentence", ["It rains. Is it blue? Yes."]),
+        ("part", ["is it blue or green"]),
+        ("lines", ["Is it\nred?"]),
+    ]
+    found = check_overlap("t", records, items)
+    assert {(m.record, m.item) for m in found.matches} == {
+        ("within", "a"), ("label", "b"), ("sentence", "b"), ("lines", "c"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "least"),
+    [
+        ("svamp:plain", 1.0), ("logiqa", 0.98), ("instruction_small:plain", 0.98), ("boolq", 1.0),
+        ("squadv2", 1.0), ("polite", 0.99), ("qasc_choice", 1.0), ("mbpp", 1.0), ("gsm8k", 1.0),
+    ],
+)  # fmt: skip
+def test_prompts_in_the_training_are_found(shared_data, task, least):
+    """Every test prompt verbatim among the training records."""
+    benchmark = BENCHMARKS[task]
+    rows = read_split(task, benchmark.data, benchmark.split, shared_data)
+    texts = [f"{benchmark.prompt(row)} {benchmark.target(row)}" for row in rows.rows]
+    records = ((place, [text]) for place, text in zip(rows.places, texts, strict=True))
+    found = check_overlap(task, records, items_of(task, shared_data))
+    assert found.items >= least * found.tested

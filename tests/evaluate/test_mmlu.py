@@ -2,7 +2,7 @@
 
 import json
 
-from selfevo_jax.evaluate.asking import Wording, questions
+from selfevo_jax.evaluate.asking import Wording, pool_of, questions
 from selfevo_jax.evaluate.data import read_split
 from selfevo_jax.evaluate.tasks import BENCHMARKS
 
@@ -20,7 +20,12 @@ def test_options_are_shown_and_letters_are_scored(tmp_path):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     benchmark = BENCHMARKS["mmlu_anatomy"]
     read = read_split("mmlu_anatomy", benchmark.data, "test", tmp_path)
-    first, second = questions(benchmark, read, tmp_path, Wording(num_fewshot=5))
+    first, second = questions(
+        benchmark,
+        read,
+        pool_of(benchmark, tmp_path, Wording(num_fewshot=5)),
+        Wording(num_fewshot=5),
+    )
     for number, question in ((5, first), (6, second)):
         *examples, asked = question.prompt.split("Which ")[1:]
         options = "\n".join(f"{x}. {y}{number}" for x, y in zip("ABCD", "pqrs", strict=True))

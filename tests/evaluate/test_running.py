@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from selfevo_jax import cli
-from selfevo_jax.evaluate.asking import Wording, questions
+from selfevo_jax.evaluate.asking import Wording, pool_of, questions
 from selfevo_jax.evaluate.data import read_split
 from selfevo_jax.evaluate.results import summarise
 from selfevo_jax.evaluate.running import Manner, outcomes
@@ -64,7 +64,12 @@ def asked(tiny, name, data, slots=4, n=None, repeats=1, sampling=GREEDY, **wordi
     model = LocalModel(tiny, None)
     read = read_split(name, benchmark.data, benchmark.split, data)
     manner = Manner(sampling, repeats, 0, model.room, model.show, model.count, model.single)
-    some = islice(questions(benchmark, read, data, Wording(**wording)), n)
+    some = islice(
+        questions(
+            benchmark, read, pool_of(benchmark, data, Wording(**wording)), Wording(**wording)
+        ),
+        n,
+    )
     found = list(outcomes(tiny.generator(slots=slots), benchmark, some, manner))
     return sorted(found, key=lambda outcome: outcome.number)
 
@@ -133,6 +138,64 @@ def test_what_is_too_long_is_counted_listed_and_wrong(tiny, tmp_path):
     assert (short.too_long, long.too_long) == (False, True)
     assert long.place == "boolq/dev.jsonl:2"
     assert long.readings["none"] == {"parsed": [None], "scores": {"acc": 0.0, "acc_norm": 0.0}}
+
+
+def test_what_is_too_long_is_wrong_by_every_metric(tiny, tmp_path):
+    """pass@10 of a question that was not asked is 0, and an IFEval prompt weighs as many
+    instructions as it has."""
+    row = {
+        "task_id": "T/0", "entry_point": "f", "canonical_solution": "    return 1\n",
+        "prompt": "# " + "far " * 300 + "\ndef f():\n    'one'\n",
+        "test": "def check(f):\n    assert f() == 1\n",
+    }  # fmt: skip
+    (tmp_path / "code").mkdir()
+    data = folder_of(tmp_path / "code", "humaneval/HumanEval.jsonl", [row])
+    (long,) = asked(tiny, "humaneval", data, repeats=10, sampling=SamplingParams(8))
+    found = long.readings["create_test"]["scores"]
+    assert long.too_long and found == {"pass@1": 0.0, "pass@10": 0.0}
+    two = {
+        "key": 1, "prompt": "far " * 300, "kwargs": [{}, {}],
+        "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+    }  # fmt: skip
+    data = folder_of(tmp_path, "ifeval/input_data.jsonl", [two])
+    (long,) = asked(tiny, "ifeval", data)
+    assert long.too_long and long.readings["none"]["counts"]["inst_level_strict_acc"] == 2
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "squad"])
+def test_a_file_of_questions_is_not_among_its_own_examples(tiny, tmp_path, name):
+    benchmark = BENCHMARKS[name]
+    rows = {
+        "gsm8k": [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(8)],
+        "squad": [
+            {"id": str(n), "title": "t", "context": "c", "question": f"q{n}",
+             "answers": {"text": [f"a{n}"], "answer_start": [0]}} for n in range(8)
+        ],
+    }[name]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read, wording = read_split(name, benchmark.data, benchmark.split, path), Wording(num_fewshot=4)
+    pool = pool_of(benchmark, path, wording)
+    for question in questions(benchmark, read, pool, wording):
+        assert question.prompt.count(benchmark.prompt(question.row)) == 1
+
+
+def test_an_adapter_that_is_not_there_is_a_mistake(command, tmp_path, capsys):
+    out = f"--out={tmp_path / 'out'}"
+    assert cli.main([*command, f"--adapter={tmp_path / 'none'}", out]) == 2
+    assert "holds no adapter_config.json" in capsys.readouterr().err
+
+
+def test_another_file_of_examples_is_another_evaluation(command, tmp_path, capsys):
+    data = tmp_path / "data"
+    folder_of(data, "gsm8k/test.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
+    shots = [{"question": f"{n} + 1?", "answer": f"#### {n + 1}"} for n in range(5, 12)]
+    folder_of(data, "gsm8k/train_1000.jsonl", shots)
+    again = [*command, "--tasks=gsm8k", f"--data={data}", f"--out={tmp_path / 'out'}"]
+    assert cli.main(again) == 0
+    folder_of(data, "gsm8k/train_1000.jsonl", shots[::-1])
+    assert cli.main(again) == 2
+    assert "holds another evaluation" in capsys.readouterr().err
 
 
 def test_repeats_are_different_seeded_and_averaged(tiny, tmp_path):

@@ -181,3 +181,15 @@ def test_solved_prompts_are_not_asked_again_and_every_token_is_counted(mini):
     marked = [row for n in (0, 1, 2) for row in mini.rows(f"round_0{n}/evaluate")]
     assert cost["measuring"]["generated_tokens"] == sum(row["tokens"] for row in marked)
     assert cost["measuring"]["trained_tokens"] == 0 < cost["measuring"]["read_tokens"]
+
+
+def test_a_fall_of_just_the_tolerance_is_allowed():
+    """0.8 - 0.1 is a little more than 0.7 for a computer."""
+    (found,) = decisions.verdict_on_round(
+        [*answers("best", "x" * 8 + ".."), *answers("new", "x" * 7 + "...")], 0.1, 1.0
+    )
+    assert found.values["accepted"]
+    (found,) = decisions.verdict_on_round(
+        [*answers("best", "x" * 100), *answers("new", "x" * 71 + "." * 29)], 1.0, 0.29
+    )
+    assert found.values["accepted"]

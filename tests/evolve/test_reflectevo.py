@@ -9,6 +9,7 @@ from selfevo_jax.evolve.reflection import (
     KEYS,
     REFLECT,
     WHOLE,
+    belief,
     drawn_keys,
     has_rivals,
     helped_against_not,
@@ -71,7 +72,14 @@ def outcomes(*flags: tuple[bool, bool, bool]) -> list[Row]:
     return [
         Row.make(
             source_id=str(n),
-            values={"variant": "v", "turn": 2, "first": a, "later": b, "believed": c},
+            values={
+                "variant": "v",
+                "turn": 2,
+                "first": a,
+                "later": b,
+                "believed": c,
+                "unread": False,
+            },
         )
         for n, (a, b, c) in enumerate(flags)
     ]
@@ -151,7 +159,7 @@ def test_a_judge_that_abstains_gives_no_pairs(method, tmp_path):
     assert all(len(verdict["ballots"]) == 2 for verdict in verdicts)
 
 
-def story(text: str, correct: bool) -> tuple:
+def story(text: str, correct: bool, answer: str = "7") -> tuple:
     """One reflection on one answer, and what came of it."""
     prompt = Prompt.make(task="t", messages=({"role": "user", "content": "?"},), answer="1")
 
@@ -161,11 +169,11 @@ def story(text: str, correct: bool) -> tuple:
             finish="stop", seed=0, policy="base",
         )  # fmt: skip
 
-    answer = said(prompt, "7")
-    reflection = said(answer, text)
+    first = said(prompt, answer)
+    reflection = said(first, text)
     revision = said(reflection, "1")
     verdict = Verdict.make(sample_id=revision.id, score=1.0, correct=correct, parsed="1")
-    return revision, verdict, reflection, answer, prompt
+    return revision, verdict, reflection, first, prompt
 
 
 def judged(verdict: str) -> Comparison:
@@ -191,3 +199,28 @@ def test_killed_and_gone_on_with_it_is_the_same(method, content_of):
     whole(*few)
     killed = method.killed("killed", 300, *few)
     assert content_of(killed) == content_of(whole)
+
+
+def test_pairs_are_of_one_answer_and_of_different_words():
+    """Two answers to one question: what is said of one is not set against what is said of the
+    other; the same words are never on both sides."""
+    first, second = story("helps", True, answer="7"), story("does not", False, answer="8")
+    assert helped_against_not([first, second]) == []
+    assert not has_rivals([first, story("too", True, answer="8")])
+    both = [story("same", True), story(" same ", False), story("bad", False)]
+    assert helped_against_not(both) == []
+    (pair,) = helped_against_not([*both, story("good", True)])
+    assert (pair.chosen, pair.rejected) == ("good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("said", "believed", "parsed"),
+    [
+        ("Yes, it is right.", True, "yes"), (" no", False, "no"), ('"Yes"', True, "yes"),
+        ("Now let me check: yes", False, None), ("Note that", False, None), ("", False, None),
+    ],
+)  # fmt: skip
+def test_a_belief_is_a_word_and_what_is_none_is_counted(said, believed, parsed):
+    (_, _, reflection, answer, _) = story(said, True)
+    (found,) = belief((reflection, answer))
+    assert (found.correct, found.parsed) == (believed, parsed)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from selfevo_jax.judge import math_check
 from selfevo_jax.judge.math_check import MathChecker, last_boxed, normalise
 from selfevo_jax.judge.math_parse import LONGEST, rational, readings
 
@@ -390,3 +391,12 @@ def test_huge_powers_are_not_computed_here():
     assert rational(readings("2^{-3}")[0]) == 0.125
     assert rational(readings("0^{-1}")[0]) is None and rational(readings("1/0")[0]) is None
     assert readings("1" * (LONGEST + 1)) == []
+
+
+def test_a_child_that_does_not_start_is_a_timeout(monkeypatch):
+    monkeypatch.setattr(math_check, "START_SECONDS", 1e-3)
+    with MathChecker() as checker:
+        assert checker.equal("x+x", "2x") is None
+    monkeypatch.undo()
+    with MathChecker() as checker:
+        assert checker.equal("x+x", "2x")

@@ -8,7 +8,14 @@ import pytest
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.attention import Layout
 from selfevo_jax.models.llama import forward, init_params
-from selfevo_jax.models.lora import LoraConfig, adapter, init_lora, merge_lora, target_shapes
+from selfevo_jax.models.lora import (
+    LoraConfig,
+    adapter,
+    init_lora,
+    merge_lora,
+    rescaled,
+    target_shapes,
+)
 from selfevo_jax.models.presets import preset
 
 CONFIG = preset("tiny")
@@ -78,3 +85,13 @@ def test_targets_choose_modules_by_path():
     assert sorted(path[-1] for path in only) == ["q_proj", "v_proj"]
     with pytest.raises(UserError, match="layers/mlp/up_proj"):
         target_shapes(CONFIG, LoraConfig(targets="nothing"))
+
+
+def test_a_tree_of_another_scaling_stays_the_same_policy(params):
+    """A merged adapter has scaling 1; the next training may have another."""
+    merged, wanted = LoraConfig(rank=4, alpha=4), LoraConfig(rank=4, alpha=32)
+    tree = noisy(init_lora(CONFIG, merged, jax.random.key(1)))
+    before = hidden(params, adapter=adapter(tree, merged))
+    after = hidden(params, adapter=adapter(rescaled(tree, merged, wanted), wanted))
+    np.testing.assert_allclose(before, after, atol=1e-5)
+    assert rescaled(tree, merged, merged) is tree and rescaled(None, None, wanted) is None

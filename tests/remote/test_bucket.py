@@ -1,7 +1,6 @@
 """Owners, states and pieces in a bucket of a server that we did not write."""
 
 import os
-import socket
 
 import pytest
 
@@ -71,7 +70,7 @@ def test_only_what_changed_is_sent_and_what_is_not_needed_goes(url, folder):
 def test_a_second_run_is_refused_while_the_first_lives(url, folder, impatient, another_process):
     first = Bucket(url)
     owner, _ = first.claim(quiet)
-    about = {"host": socket.gethostname(), "process": another_process, "since": "now"}
+    about = module.here() | {"process": another_process, "since": "now"}
     first._write("owners", owner, about)
     said = []
 
@@ -108,7 +107,7 @@ def test_a_run_that_is_over_is_followed_at_once(url, folder, how, another_proces
     first = Bucket(url)
     owner, _ = first.claim(quiet)
     if how == "killed here":
-        about = {"host": socket.gethostname(), "process": 2**22 + 1, "since": "then"}
+        about = module.here() | {"process": 2**22 + 1, "since": "then"}
         first._write("owners", owner, about)
     saved(first, owner, folder, left=how == "left")
     said = []
@@ -157,3 +156,12 @@ def test_no_file_is_written_outside(url, tmp_path, name):
     bucket._write("saved", 1, {"left": True, "files": {name: []}})
     with pytest.raises(UserError, match="outside the workdir"):
         bucket.newest()
+
+
+def test_a_process_of_another_container_is_not_known_to_be_dead(url, impatient):
+    """Its host name may be the same, its number means nothing here."""
+    first, said = Bucket(url), []
+    owner, _ = first.claim(quiet)
+    first._write("owners", owner, module.here() | {"process": 2**22 + 1, "processes": "pid:[7]"})
+    assert Bucket(url).claim(said.append)[0] == 2
+    assert "waiting" in said[0]

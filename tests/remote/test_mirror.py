@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -198,7 +199,7 @@ def test_an_unknown_scheme_is_a_mistake():
 
 
 def test_nothing_there_is_an_empty_copy(url):
-    assert not fetch(url, "unused")
+    assert not fetch(url, Path("unused"))
     with copy_of(url, quiet) as folder:
         assert list(folder.iterdir()) == []
     assert not folder.exists()
@@ -224,3 +225,16 @@ def test_a_failed_save_keeps_what_was_put(url, tmp_path):
         mirror.save()
     mirror.save()
     assert sum("/pieces/" in path for path in sent) == 1
+
+
+def test_a_copy_never_takes_the_place_of_something_else(url, tmp_path):
+    with workplace(url, quiet) as folder:
+        (folder / "config.json").write_text("{}")
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text(name)
+    with pytest.raises(UserError, match="no copy of"):
+        fetch(url, model)
+    assert (model / "model.safetensors").read_text() == "model.safetensors"
+    assert fetch(url, tmp_path / "copy") and fetch(url, tmp_path / "copy")

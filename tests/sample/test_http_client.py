@@ -17,7 +17,7 @@ from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.failures import RequestsFailed, ServerUnusable
 from selfevo_jax.sample.http.secret import Secret
 from selfevo_jax.sample.http.spending import Cap, CapReached, Price
-from selfevo_jax.sample.http.wire import most_usage
+from selfevo_jax.sample.http.wire import body_of, most_usage
 from selfevo_jax.sample.protocol import LabelRequest, Request, SamplingParams, ScoreRequest
 
 spec = importlib.util.spec_from_file_location(
@@ -32,6 +32,7 @@ HASTY = replace(FAST, timeout=1.5)
 CANARY = "sk-canary-0f3e9a7711d24c"
 
 
+ASKED = ({"role": "user", "content": "2 + 2"},)
 serve, asks, client, collect = faulty.serve, faulty.asks, faulty.client, faulty.collect
 
 
@@ -379,3 +380,18 @@ def test_the_most_a_call_can_cost_bounds_any_tokenizer():
     body = {"messages": [{"role": "user", "content": "日本 x"}], "max_tokens": 7, "n": 3}
     assert most_usage(body, "max_tokens").completion == 21
     assert most_usage(body, "max_tokens").prompt >= len("日本 x".encode()) + 16
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 4}, {"top_logprobs": 3}, {"details": True}])
+def test_what_no_server_is_asked_is_refused_not_dropped(setting):
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    sampling = SamplingParams(4, **{"temperature": 0.0} | setting)
+    with pytest.raises(UserError, match=f"{next(iter(setting))}=.*leave it out"):
+        body_of(endpoint, Request("r", ASKED, sampling, 0))
+
+
+def test_a_penalty_is_sent_where_there_is_one():
+    endpoint = Endpoint("http://127.0.0.1:1/v1", "m")
+    assert "repetition_penalty" not in body_of(endpoint, Request("r", ASKED, SamplingParams(4), 0))
+    sampling = SamplingParams(4, repetition_penalty=1.3)
+    assert body_of(endpoint, Request("r", ASKED, sampling, 0))["repetition_penalty"] == 1.3

@@ -32,7 +32,8 @@ def test_addresses_that_a_key_must_not_go_to():
     assert Endpoint("http://127.0.0.1:1/v1", "m", key=key).loopback
     for url in (
         f"https://user:{CANARY}@example.org/v1", f"https://example.org/v1?key={CANARY}",
-        "ftp://example.org", "example.org/v1", "http://example.org/v1",
+        "ftp://example.org", "example.org/v1", "http://example.org/v1", "http://[::1/v1",
+        "http://localhost:80a/v1",
     ):  # fmt: skip
         with pytest.raises(UserError) as caught:
             Endpoint(url, "m", key=key)

@@ -43,6 +43,26 @@ def test_a_run_sees_the_same_model(backends):
     (wanted,), (found,) = (b.weigher(policy)([(sample, prompt)]) for b in backends)
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, atol=1e-4, err_msg=name)
+    cut = Sample.from_json(sample.to_json() | {"finish": "length"})
+    for backend in backends:
+        (short,) = backend.weigher(policy)([(cut, prompt)])
+        for name, values in wanted.items():  # no end where the reply had none
+            np.testing.assert_allclose(short[name], values[:-1], atol=1e-4, err_msg=name)
+
+
+def test_what_is_there_twice_is_learned_once(backends, tmp_path):
+    """Samples may say the same; ids are of contents."""
+    pair = Pair.make(
+        prompt_id="p", chosen_id="c", rejected_id="r", prompt=ASKED, chosen="4", rejected="5"
+    )
+    other = Pair.make(
+        prompt_id="p", chosen_id="d", rejected_id="r", prompt=ASKED, chosen="four", rejected="5"
+    )
+    base = Policy("base", None)
+    for number, backend in enumerate(backends):
+        training = training_of(load_config(CONFIG, []))
+        fitting = Fitting(training, base, base, tmp_path / str(number), tmp_path / "store")
+        assert backend.fit([pair, other, pair], fitting, lambda *_: None)["examples"] == 2
 
 
 def test_a_trained_adapter_speaks_in_both(backends, tmp_path):

@@ -6,9 +6,9 @@ the paper's unbiased estimate for k = 1, 10, 100 up to N.
 """
 
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate
-from selfevo_jax.evaluate.benchmarks.code import passes
+from selfevo_jax.evaluate.benchmarks.code import CheckCode, passes
 from selfevo_jax.evaluate.data import Data, Row
-from selfevo_jax.judge.sandbox import check_humaneval
+from selfevo_jax.judge.sandbox import Outcome, Sandbox, check_humaneval
 
 DATA = Data(
     files={"test": "humaneval/HumanEval.jsonl"},
@@ -19,7 +19,15 @@ DATA = Data(
     hub=("openai/openai_humaneval", None),
 )  # fmt: skip
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-ASK = Generate({"create_test": passes(check_humaneval)}, stop=STOP, max_new_tokens=1024, code=True)
+
+
+def _ask(check: CheckCode) -> Generate:
+    return Generate({"create_test": passes(check)}, stop=STOP, max_new_tokens=1024, code=True)
+
+
+def _check_in_block(sandbox: Sandbox, row: dict, reply: str) -> Outcome:
+    """The reply began within a block of code (`_begun`): what follows its end is no code."""
+    return check_humaneval(sandbox, row, reply.partition("```")[0])
 
 
 def _target(row: Row) -> str:
@@ -41,7 +49,7 @@ BENCHMARKS = (
         data=DATA,
         prompt=lambda row: row["prompt"],
         target=_target,
-        ask=ASK,
+        ask=_ask(check_humaneval),
         version="1.0",
     ),
     Benchmark(
@@ -49,7 +57,7 @@ BENCHMARKS = (
         data=DATA,
         prompt=_asked,
         target=_target,
-        ask=ASK,
+        ask=_ask(_check_in_block),
         prefix=_begun,
         version="4.0",
     ),

@@ -17,11 +17,15 @@ from selfevo_jax.evaluate.readings import checked, found
 from selfevo_jax.judge.checkers import Check
 from selfevo_jax.judge.math_check import MathChecker, last_boxed
 
+SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory",
+    "prealgebra", "precalculus",
+)  # fmt: skip
 DATA = Data(
     files={"test": "math/math_test.jsonl"},
     fields={"problem": str, "solution": str},
     source="github.com/hendrycks/math, licence MIT",
-    hub=("EleutherAI/hendrycks_math", "algebra"),
+    hub=("EleutherAI/hendrycks_math", SUBJECTS),
 )
 SAID = r"Final Answer: The final answer is(.*?). I hope it is correct\."
 ENDING = "Final Answer: The final answer is ${}$. I hope it is correct."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.sample.http.secret import Secret
@@ -36,7 +36,7 @@ class Endpoint:
     loopback: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
+        parts = _split(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError("base_url must look like https://host/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -55,6 +55,17 @@ class Endpoint:
     def url(self) -> str:
         """Where requests are posted."""
         return self.base_url + PATHS[self.api]
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read here: a bad one is found nowhere else
+    except ValueError as error:
+        raise UserError(
+            f"base_url is no address ({error}); it looks like https://host/v1"
+        ) from error
+    return parts
 
 
 def is_loopback(host: str) -> bool:

@@ -33,8 +33,9 @@ FINISHES = {"stop": "stop", "length": "length"}
 
 def body_of(endpoint: Endpoint, request: Request) -> dict[str, Any]:
     """The JSON body for one completion. Only what differs from a server's defaults is sent
-    beyond the fields that all servers know."""
+    beyond the fields that all servers know. Raises UserError for what no server is asked."""
     sampling = request.sampling
+    _refuse_unknown(sampling)
     body: dict[str, Any] = {
         "model": endpoint.model,
         endpoint.limit_field: sampling.max_new_tokens,
@@ -45,6 +46,7 @@ def body_of(endpoint: Endpoint, request: Request) -> dict[str, Any]:
     extras = {
         "stop": list(sampling.stop),
         "top_k": sampling.top_k,
+        "repetition_penalty": _other_than_one(sampling.repetition_penalty),
         "min_p": sampling.min_p,
         "stop_token_ids": list(sampling.stop_token_ids),
         "return_token_ids": endpoint.token_ids,
@@ -53,6 +55,17 @@ def body_of(endpoint: Endpoint, request: Request) -> dict[str, Any]:
     if endpoint.logprobs:
         body["logprobs"] = True if endpoint.api == "chat" else 0
     return body
+
+
+def _other_than_one(penalty: float) -> float | None:
+    return None if penalty == 1.0 else penalty
+
+
+def _refuse_unknown(sampling: SamplingParams) -> None:
+    plain = SamplingParams(sampling.max_new_tokens)
+    for name in ("num_beams", "length_penalty", "top_logprobs", "details"):
+        if (value := getattr(sampling, name)) != getattr(plain, name):
+            raise UserError(f"{name}={value}: servers are not asked for it; leave it out")
 
 
 def score_body(endpoint: Endpoint, request: ScoreRequest) -> dict[str, Any]:
