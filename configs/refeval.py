@@ -6,8 +6,10 @@ Needs:   :cpu 2 cores, 8 GB, no GPU; :llama3_8b :qwen2_7b one accelerator (80 GB
 Expect:  a table of accuracy of the base, after SFT and after DPO by each judge, a table of the
          scorings with their failures, and win rates over the base's answers with length control;
          :tiny takes seconds and means nothing.
+Data:    data/instruction_small/instruction_data.jsonl, of which 511 questions are for training.
 The paper's settings (section 4.5 of the specification): N = 5 at temperature 0.8; SFT lr 5e-6, two
-epochs, batch 128; DPO lr 5e-7 cosine, batch 64, five betas. Full fine-tuning there, LoRA here.
+epochs, 3 % warm-up; DPO lr 5e-7 cosine, batch 64, five betas. Not the paper's: LoRA here, full
+fine-tuning there; SFT shares DPO's batch and schedule (128 and linear there).
 """
 
 from pathlib import Path
@@ -40,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.roles.teacher.model = "https://api.deepseek.com/v1#deepseek-chat"
     config.roles.teacher.key_env = "DEEPSEEK_API_KEY"
     config.roles.teacher.cap_tokens = 5_000_000
-    config.prompts.n, config.validation.questions = 600, 64
+    config.prompts.n, config.validation.questions = 500, 64
     config.validation.by = "preference"
     config.evaluate.n, config.evaluate.max_new_tokens = 200, 512
     config.learn.lr, config.learn.schedule, config.learn.batch_size = 5e-7, "cosine", 64

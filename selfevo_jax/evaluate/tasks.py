@@ -130,7 +130,7 @@ def benchmark_groups() -> dict[str, list[str]]:
     """Name of a group -> its benchmarks.
 
     "all" has each task once: in its ordinary wording, or in ours where the ordinary one is a
-    group of many (BIG-bench Hard); MMLU's 57 subjects are asked for by name.
+    group of many (BIG-bench Hard, MMLU).
     """
     groups: dict[str, list[str]] = {name: [] for name in GROUPS}
     for benchmark in BENCHMARKS.values():

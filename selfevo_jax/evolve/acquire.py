@@ -79,12 +79,12 @@ def k_centre(vectors: np.ndarray, held: Sequence[int], n: int) -> list[tuple[int
         start = int(np.argmin(np.linalg.norm(vectors - vectors.mean(axis=0), axis=1)))
         picked.append((start, 0.0))
         nearest = np.linalg.norm(vectors - vectors[start], axis=1)
-    nearest[[*held, *(i for i, _ in picked)]] = -1.0
+    nearest[[*held, *(i for i, _ in picked)]] = -1.0  # and stay below any distance
     while len(picked) < n and nearest.max() >= 0:
         far = int(np.argmax(nearest))
         picked.append((far, float(nearest[far])))
         nearest = np.minimum(nearest, np.linalg.norm(vectors - vectors[far], axis=1))
-        nearest[[far, *held, *(i for i, _ in picked)]] = -1.0
+        nearest[far] = -1.0
     return picked
 
 

@@ -10,6 +10,7 @@ every m, from the same pool, in one run with one table.
 from functools import partial
 from typing import Any
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.acquire import (
     DIVERSITY,
     STRATEGIES,
@@ -55,10 +56,19 @@ def active(run: Run) -> None:
     """Every strategy at every number of iterations, from one pool."""
     c, base = run.config.acquire, run.base()
     run.check_choices("acquire.strategies", c.strategies, STRATEGIES)
+    run.check_given("acquire.strategies", f"one or more of {', '.join(STRATEGIES)}")
+    run.check_given("acquire.iterations", "one or more numbers of trainings, such as (1,2)")
+    run.check_between("acquire.budget", 1)
+    run.check_between("acquire.iterations", 1, c.budget)
     run.check_choices("acquire.restart", [c.restart], ("warm", "fresh"))
     run.check_choices("acquire.similarity_by", [c.similarity_by], ("base", "policy"))
     evaluated = [run.evaluate(base)]
     pool = pool_of(run, base)
+    if c.budget > pool.count:
+        raise UserError(
+            f"--config.acquire.budget={c.budget}: the pool holds {pool.count} different questions; "
+            "lower it, or raise pool.n or pool.most_similar"
+        )
     for strategy in c.strategies:
         for iterations in c.iterations:
             with run.within(f"{strategy}-{iterations}"):

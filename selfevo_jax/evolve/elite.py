@@ -30,7 +30,7 @@ from selfevo_jax.evolve.run import (
     together,
 )
 from selfevo_jax.evolve.tables import accuracy
-from selfevo_jax.evolve.voting import consistent, medoid, typical_examples
+from selfevo_jax.evolve.voting import MOST_OUTLIERS, consistent, medoid, typical_examples
 
 ANSWER, CRITIQUE = prompt_file("elite_answer"), prompt_file("elite_critique")
 Messages = Sequence[Mapping[str, str]]
@@ -61,6 +61,8 @@ def elite(run: Run) -> Policy:
     for name, known in CHOICES.items():
         run.check_choices(name, [run.setting(name)], known)
     run.check_choices("baselines", c.baselines, BASELINES)
+    run.check_between("vote.contamination", 0.0, MOST_OUTLIERS)
+    run.check_between("examples.clusters", 1)
     evaluated, lines, examples = [run.evaluate(policy)], dict.fromkeys(c.baselines, base), None
     if c.examples.file:
         examples = run.read("examples", c.examples.file, human_example, Row)

@@ -9,7 +9,8 @@ import importlib
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ml_collections import FrozenConfigDict
 
 from selfevo_jax.config import changed_settings, flat, plain
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.task import Task
+from selfevo_jax.evaluate.file_task import FileTask
+from selfevo_jax.evaluate.task import Split, Task
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.evolve.backend import JaxBackend
 from selfevo_jax.evolve.files import LOCK, disk_full_is_a_message, locked, read_json, write_json
 from selfevo_jax.evolve.methods import defaults, method
+from selfevo_jax.evolve.model_stages import Need
 from selfevo_jax.evolve.plan import expected_memory, print_plan, print_table
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.run import Run
@@ -38,6 +41,13 @@ BACKENDS = {
 EXECUTORS = ("local", "ray")
 # Settings that are counts, wherever they stand.
 COUNTS = ("rounds", "n", "per_prompt", "slots", "actors", "shard")
+# Settings that say how many questions of a split are drawn.
+AMOUNTS: dict[Split, tuple[str, ...]] = {
+    "train": ("prompts.n", "pool.n"),
+    "validation": ("accept.questions", "validation.questions", "gauges.questions"),
+    "test": ("evaluate.n", "criteria.questions"),
+}
+DRAWING_SECONDS = 5.0  # for counting what a generator can make, in each split
 
 
 def launch(
@@ -112,6 +122,7 @@ def show_plan(
     """Prints the plan, the expected memory and the first prompt as the model will read it."""
     run = Run(config, workdir, task, backend, progress, planning=True)
     method(config.method)(run)
+    agreed(lambda: check_supply(config, task, run.needs))
     compute = config.compute
     value_bytes = backend.model.compute.dtype(0).itemsize
     memory = expected_memory(
@@ -130,6 +141,34 @@ def show_plan(
     text = backend.first_prompt(first.messages)
     progress.console.print(escape_controls(text), markup=False)
     return run
+
+
+def check_supply(config: FrozenConfigDict, task: Task, needs: Mapping[Split, Need]) -> None:
+    """Refuses a run whose task has too few different questions of a split. Raises UserError."""
+    settings = flat(config)
+    for split, need in needs.items():
+        found = _count(task, split, need.total, config.seed)
+        if found < need.total:
+            names = [name for name in AMOUNTS[split] if settings.get(name)]
+            names += ["rounds"] if need.total > need.own else []
+            ways = [f"lower --config.{name} (now {settings[name]})" for name in names]
+            raise UserError(
+                f"{need.stage} needs {need.total} different {split} questions in all, and "
+                f"{task.name} has {found}: {' or '.join([*ways, 'give the task more of them'])}"
+            )
+
+
+def _count(task: Task, split: Split, wanted: int, seed: int) -> int:
+    """How many questions of a split a task has; `wanted` where it makes them and takes long."""
+    if isinstance(task, FileTask):
+        return sum(1 for _ in task.prompts(split))
+    found, end = 0, time.monotonic() + DRAWING_SECONDS
+    with contextlib.suppress(UserError):  # of a generator that has no more
+        for _ in task.prompts(split, wanted, seed):
+            found += 1
+            if time.monotonic() > end:
+                return wanted
+    return found
 
 
 def _execute(

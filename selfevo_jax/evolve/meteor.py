@@ -3,8 +3,10 @@
 After Li et al., 2024 (METEOR). (1) The student writes a guideline to each question, a teacher
 answers along it, the student imitates the answers. (2) Part by part, the student answers with
 reasons, a teacher (or the task's checker) says right or gives advice, the student revises; only
-answers judged right are kept, and every `train_every` of them trained on. (3) The student learns
-to prefer its costly decoding to its cheap one, by token, so that length earns nothing.
+answers judged right are kept. After a part there is one training at most, on as many of those not
+yet trained on as fill whole bursts of `train_every`; after the last part, on all that are left.
+(3) The student learns to prefer its costly decoding to its cheap one, by token, so that length
+earns nothing.
 """
 
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ SAME = "no costly decoding differs from the cheap one within self_train.length_r
 
 
 def defaults() -> dict[str, Any]:
-    """This method's own settings. `rounds` is the number of parts of the iteration."""
+    """This method's own settings. `rounds` is the number of parts of the `prompts.n` questions."""
     small = {"lr": 3e-5, "epochs": 1, "schedule": "constant", "warmup": 0.0}
     return {
         **rounds(),
@@ -59,7 +61,7 @@ def defaults() -> dict[str, Any]:
             "verdict": "checker",  # who says right or wrong: checker | judge
             "reasons": True,  # ask for reasons before the answer
             "turns": 3,
-            "train_every": 10,  # kept answers
+            "train_every": 10,  # kept answers: fewer wait for those of the next part
             "answer": sampling(temperature=0.7, max_new_tokens=1024) | {"top_p": 0.9},
             "advice": sampling(temperature=0.0, max_new_tokens=512),
             "learn": small,

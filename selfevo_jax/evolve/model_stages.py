@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial, reduce
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
@@ -35,10 +35,19 @@ from selfevo_jax.sample.protocol import Generator, SamplingParams
 from selfevo_jax.text.prompt_files import PromptFile
 
 
+class Need(NamedTuple):
+    """How many different questions of a split a stage counts on: `own`, and those before them."""
+
+    total: int
+    own: int
+    stage: str
+
+
 class ModelStages(PureStages):
     """`PureStages` with a configuration, a task and models.
 
-    `remember` is called whenever there is a new policy, or another one is the best so far.
+    `remember` is called whenever there is a new policy, or another one is the best so far. `needs`
+    has, of every split that questions are drawn from, the first stage that needs the most.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class ModelStages(PureStages):
         self.policies: list[Policy] = []
         self.best: Policy | None = None
         self.tables: list[Records[Row]] = []
+        self.needs: dict[Split, Need] = {}
 
     def setting(self, name: str) -> Any:
         """The value of a dotted setting."""
@@ -260,6 +270,7 @@ class ModelStages(PureStages):
         del settings["n"]
         params, seed = SamplingParams(temperature=0.0, **settings), self.config.seed
         prompts = partial(self.task.prompts, split, number, seed)
+        self._need(name, split, 0, number)
         recipe = Recipe(
             items=lambda: ((prompt.id, prompt) for prompt in prompts()),
             work=lambda: work.answered(self._generator(policy), policy.name, self.task, params),
@@ -354,6 +365,7 @@ class ModelStages(PureStages):
 
     def _questions(self, name: str, split: Split, first: int, number: int) -> Records[Prompt]:
         drawn = partial(self.task.prompts, split, first + number, self.config.seed)
+        self._need(name, split, first, number)
         recipe = Recipe(
             items=lambda: ((prompt.id, prompt) for prompt in islice(drawn(), first, None)),
             work=lambda: work.each(lambda prompt: [prompt]),
@@ -368,6 +380,11 @@ class ModelStages(PureStages):
             inputs=work.task_inputs(self.task),
             measuring=split == "test",
         )  # fmt: skip
+
+    def _need(self, name: str, split: Split, first: int, number: int) -> None:
+        stage = f"round_{self.round:02d}/{self.branch}{name}"
+        need = Need(first + number, number, stage)
+        self.needs[split] = max(self.needs.get(split, need), need, key=lambda one: one.total)
 
     def _generator(self, policy: Policy) -> Generator:
         """The engine of a policy, watched by the meter."""

@@ -73,9 +73,8 @@ def refeval(run: Run) -> Policy:
     """References, imitation, and for every judge: scores, pairs, DPO at every beta, the best."""
     c, base = run.config, run.base()
     run.check_choices("judges", c.judges, JUDGES)
-    run.check_choices("pair.rejected_by", [c.pair.rejected_by], ("policy", "base"))
-    run.check_choices("references.by", [c.references.by], ("gold", "teacher", "file"))
-    run.check_choices("validation.by", [c.validation.by], ("accuracy", "preference"))
+    run.check_given("judges", f"one or more of {', '.join(JUDGES)}")
+    check_settings(run)
     evaluated, policies = [run.evaluate(base)], dict.fromkeys(c.judges, base)
     scorings, finals = [], {}
     for number in run.rounds():
@@ -101,6 +100,15 @@ def refeval(run: Run) -> Policy:
     if c.arena:
         arena(run, base, finals | policies)
     return policies[c.judges[0]]
+
+
+def check_settings(run: Run) -> None:
+    """Refuses unknown names in the settings of `referred`, `competing` and `improved`."""
+    c = run.config
+    run.check_given("betas", "one or more strengths, such as (0.05,0.1)")
+    run.check_choices("pair.rejected_by", [c.pair.rejected_by], ("policy", "base"))
+    run.check_choices("references.by", [c.references.by], ("gold", "teacher", "file"))
+    run.check_choices("validation.by", [c.validation.by], ("accuracy", "preference"))
 
 
 def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
@@ -191,7 +199,10 @@ def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:
     """Win rates over the base's answers to held-out questions."""
     c, questions, judge = run.config, run.held_out(), run.role("arena", base)
     others, fought = run.ask("arena.first", questions, base, question, c.greedy), []
-    for name, policy in policies.items():
+    # A refused candidate leaves its forerunner in its place: nobody fights twice.
+    different = {policy.name: name for name, policy in reversed(policies.items())}
+    for name in reversed(different.values()):
+        policy = policies[name]
         rows = others.join(questions)
         answers = run.ask(f"arena.{name}", rows, policy, last_question, c.greedy)
         rows = answers.join(others).join(questions)

@@ -91,6 +91,7 @@ def reflectevo(run: Run) -> None:
 def reflected(run: Run, prompts: Records[Prompt], generator: Policy, reflector: Policy) -> View:
     """Stories of answers that were wrong: (revision, verdict, reflection, answer, prompt)."""
     c = run.config
+    run.check_choices("pool.instructions", c.pool.instructions, r.KEYS)
     answers = run.ask("answer", prompts, generator, question, c.answer)
     failed = answers.join(run.check(answers, prompts)).where(r.wrong).join(prompts)
     keys = partial(r.drawn_keys, keys=c.pool.instructions, n=c.pool.per_answer, seed=c.seed)

@@ -13,11 +13,13 @@ Every call names one stage of the current round, reads views (records alone or j
 gives records. Nothing is computed twice; whatever a stage depends on is in its key.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.task import check_choice
 from selfevo_jax.evolve import decisions, gauges
 from selfevo_jax.evolve.model_stages import ModelStages
@@ -66,6 +68,17 @@ class Run(ModelStages):
         for value in values:
             check_choice(value, known, setting)
 
+    def check_between(self, setting: str, least: float, most: float = math.inf) -> None:
+        """Refuses a setting, or one of several values of it, outside `least` to `most`.
+
+        Raises UserError.
+        """
+        value = self.setting(setting)
+        for one in value if isinstance(value, tuple) else (value,):
+            if not least <= one <= most:
+                limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise UserError(f"--config.{setting}={value}: {one} must be {limits}")
+
     def rounds(self, most: int | None = None) -> Iterator[int]:
         """The numbers of the rounds, from 1; stages asked for in between belong to that round."""
         for number in range(1, (most or self.config.rounds) + 1):
@@ -99,6 +112,7 @@ class Run(ModelStages):
         All of them where that is empty.
         """
         c = self.config.difficulty
+        _check_band(c.between)
         if not c.repeat and not c.between:
             return samples
         judged = samples.join(self.check(samples, prompts, name="check_band")).groups()
@@ -202,6 +216,16 @@ class Run(ModelStages):
         made = self.gather("gauge", scored, row, Row, given=_steps(policy), most=1)
         if not self.planning:
             gauges.refuse_collapse(next(iter(made)), c.least.to_dict(), c.most.to_dict())
+
+
+def _check_band(between: tuple[float, ...]) -> None:
+    """Refuses `difficulty.between` unless it is empty or two shares in order."""
+    numbers = all(isinstance(share, int | float) for share in between)
+    if between and not (numbers and len(between) == 2 and 0 <= between[0] < between[1] <= 1):
+        raise UserError(
+            f"--config.difficulty.between={between}: it must be two shares from 0 to 1, the lower "
+            "one first, such as (0.1,0.9), or empty"
+        )
 
 
 def _steps(policy: Policy) -> View:

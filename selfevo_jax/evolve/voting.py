@@ -15,6 +15,7 @@ from sklearn.ensemble import IsolationForest
 
 from selfevo_jax.records import Row, Sample, Vector, Verdict
 
+MOST_OUTLIERS = 0.5  # of the replies: of more, they would be the rule
 FEW = 4  # replies below which no outlier is dropped: the forest would guess
 
 

@@ -67,6 +67,21 @@ def test_k_centre_takes_the_farthest_from_all_centres():
     assert sorted(i for i, _ in k_centre(np.zeros((4, 1)), [], 9)) == [0, 1, 2, 3]
 
 
+def test_a_pick_of_k_centre_does_not_go_through_the_centres():
+    """It went through all of them, and through all picks, again for every pick."""
+    looks = []
+
+    class Watched(list):
+        def __iter__(self):
+            looks.append(1)
+            return super().__iter__()
+
+    vectors = np.arange(40.0)[:, None]
+    picked = [i for i, _ in k_centre(vectors, Watched([3, 11]), 38)]
+    assert sorted([3, 11, *picked]) == list(range(40))
+    assert len(looks) < 5
+
+
 def test_facility_location_takes_what_speaks_for_most():
     angles = np.array([0.0, 0.1, 0.2, 1.5, 1.6])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)

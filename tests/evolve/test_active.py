@@ -62,6 +62,31 @@ def test_killed_and_gone_on_with_it_is_the_same(method, content_of):
     assert content_of(killed) == content_of(whole)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("acquire.iterations=(1,0)", r"iterations=\(1, 0\): 0 must be from 1 to 4"),
+        ("acquire.iterations=(5,)", r"iterations=\(5,\): 5 must be from 1 to 4"),
+        ("acquire.iterations=()", "acquire.iterations is not given"),
+        ("acquire.strategies=()", "acquire.strategies is not given"),
+        ("acquire.budget=0", "budget=0: 0 must be at least 1"),
+        ("acquire.budget=13", "budget=13: the pool holds 12 different questions; .* raise pool.n"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_any_work(method, override, message):
+    run = method("refused")
+    with pytest.raises(UserError, match=message):
+        run(override)
+    assert not list(run.workdir.glob("round_*"))
+
+
+def test_a_budget_above_what_near_copies_left_is_refused_as_soon_as_known(method):
+    run = method("alike")
+    with pytest.raises(UserError, match=r"budget=12: the pool holds \d different questions"):
+        run("pool.most_similar=0.5", "acquire.budget=12", "acquire.strategies=('random',)")
+    assert not (run.workdir / "round_01").exists()
+
+
 def test_an_unknown_strategy_names_the_nearest(method):
     with pytest.raises(UserError, match="acquire.strategies 'entrop'; did you mean entropy"):
         method("wrong")("acquire.strategies=('entrop',)")

@@ -156,6 +156,19 @@ def test_a_refused_adapter_is_not_merged(method):
     assert not (run.workdir / "round_02/merge").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vote.contamination=0.6", "contamination=0.6: 0.6 must be from 0.0 to 0.5"),
+        ("vote.contamination=-0.1", "contamination=-0.1: .* must be from 0.0 to 0.5"),
+        ("examples.clusters=0", "clusters=0: 0 must be at least 1"),
+    ],
+)
+def test_a_share_or_number_that_cannot_be_is_refused_before_any_work(method, override, message):
+    with pytest.raises(UserError, match=message):
+        method("wrong")(override, dry_run=True)
+
+
 def test_a_wrong_choice_is_one_message(method):
     with pytest.raises(UserError, match="learn_to 'critic'.*critique"):
         method("wrong")("learn_to=critic")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.tasks import get_task
+from selfevo_jax.evolve import launch
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked
+from selfevo_jax.evolve.model_stages import Need
 from selfevo_jax.evolve.pairs import right_against_wrong
 from selfevo_jax.records import Prompt, Sample, Verdict
 
@@ -125,6 +130,90 @@ def test_a_training_without_effect_ends_the_run(mini):
 def test_a_wrong_setting_is_one_clear_message(mini, override, message):
     with pytest.raises(UserError, match=message):
         mini(override, "evaluate.n=2", "prompts.n=2")
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "message"),
+    [
+        ("quickstart", "difficulty.between=(0.9,0.1)", "must be two shares from 0 to 1"),
+        ("quickstart", "difficulty.between=(0.1,)", "must be two shares from 0 to 1"),
+        ("quickstart", "difficulty.between=(0.1,0.5,0.9)", "must be two shares from 0 to 1"),
+        ("quickstart", "difficulty.between=(0.1,1.5)", "must be two shares from 0 to 1"),
+        ("quickstart", "difficulty.between=('a','b')", "must be two shares from 0 to 1"),
+        ("refeval", "betas=()", "config.betas is not given: it must be one or more"),
+        ("refeval", "judges=()", "config.judges is not given: it must be one or more of refeval"),
+        ("combined", "betas=()", "config.betas is not given"),
+        ("reflectevo", "pool.instructions=('1-1-1','9-9-9')", "pool.instructions '9-9-9'; "),
+    ],
+)
+def test_what_a_method_cannot_use_is_refused_in_its_plan(mini, config, override, message):
+    mini.config, mini.small = f"{CONFIGS / config}.py:{VARIANT.get(config, 'tiny')}", ()
+    with pytest.raises(UserError, match=message):
+        mini(override, dry_run=True)
+
+
+CONFIGS, VARIANT = Path(__file__).parents[2] / "configs", {"combined": "both-tiny"}
+
+
+def test_more_rounds_than_there_are_questions_for_are_refused_before_any_work(mini):
+    """It died in the round that the questions did not last for, after hours."""
+    with pytest.raises(UserError) as raised:
+        mini("rounds=9", "evaluate.n=2")
+    assert re.fullmatch(
+        r"round_09/prompts needs 216 different train questions in all, and rg:chain_sum has \d+: "
+        r"lower --config.prompts.n \(now 24\) or lower --config.rounds \(now 9\) or give the task "
+        "more of them",
+        str(raised.value),
+    )
+    assert not list(mini.workdir.glob("round_*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "evaluate.n=300",
+            r"round_00/evaluate needs 300 .* lower --config.evaluate.n \(now 300\) or give",
+        ),
+        (
+            "accept.questions=99",
+            r"validate_first needs 99 .* --config.accept.questions \(now 99\) or give",
+        ),
+        (
+            "gauges.questions=99",
+            r"train.gauge_questions needs 99 .*gauges.questions \(now 99\) or give",
+        ),
+    ],
+)
+def test_more_questions_than_there_are_in_a_split_are_refused(mini, override, message):
+    with pytest.raises(UserError, match=message):
+        mini("evaluate.n=2", override, dry_run=True)
+
+
+def test_the_questions_of_files_are_counted(tmp_path):
+    """As many as the training split holds will do, one more will not."""
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(40)]
+    path = tmp_path / "instruction_small/instruction_data.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task, config = get_task("instruction_small", data_dir=tmp_path), load_config(QUICKSTART)
+    number = len(list(task.prompts("train")))
+    launch.check_supply(config, task, {"train": Need(number, number, "round_01/prompts")})
+    with pytest.raises(UserError, match=f"needs {number + 1} .* instruction_small has {number}: "):
+        launch.check_supply(config, task, {"train": Need(number + 1, 5, "round_05/prompts")})
+
+
+QUICKSTART = f"{CONFIGS / 'quickstart.py'}:tiny"
+
+
+def test_questions_that_take_long_to_make_are_not_all_counted(monkeypatch):
+    monkeypatch.setattr(launch, "DRAWING_SECONDS", -1.0)
+    task, config = get_task("rg:chain_sum"), load_config(QUICKSTART)
+    launch.check_supply(config, task, {"train": Need(10**9, 10**9, "round_01/prompts")})
+
+
+def test_the_same_prompts_in_every_round_are_needed_once(mini):
+    assert "round_09/prompts" in mini("rounds=9", "difficulty.repeat=true", dry_run=True)
 
 
 def test_two_runs_on_one_workdir(tmp_path):

@@ -4,5 +4,5 @@
 # shellcheck shell=bash disable=SC2034
 JOB=active_7b
 COMMAND=(selfevo run --cluster=auto --config=configs/active.py:7b --workdir="${RUNS:-runs}/active_7b"
-    --config.task.args.data_dir="${RUNS:-runs}/data/mmlu"
+    --config.task.args.data_dir="${RUNS:-runs}/data"
     --config.compute.slots=64)

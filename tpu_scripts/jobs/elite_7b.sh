@@ -3,5 +3,5 @@
 # shellcheck shell=bash disable=SC2034
 JOB=elite_7b
 COMMAND=(selfevo run --cluster=auto --config=configs/elite.py:7b --workdir="${RUNS:-runs}/elite_7b"
-    --config.task.args.data_dir="${RUNS:-runs}/data/natural_instructions"
+    --config.task.args.data_dir="${RUNS:-runs}/data"
     --config.compute.slots=64)

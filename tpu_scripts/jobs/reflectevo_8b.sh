@@ -4,5 +4,5 @@
 # shellcheck shell=bash disable=SC2034
 JOB=reflectevo_8b
 COMMAND=(selfevo run --cluster=auto --config=configs/reflectevo.py:llama3_8b --workdir="${RUNS:-runs}/reflectevo_8b"
-    --config.task.args.data_dir="${RUNS:-runs}/data/logiqa"
+    --config.task.args.data_dir="${RUNS:-runs}/data"
     --config.compute.slots=64)

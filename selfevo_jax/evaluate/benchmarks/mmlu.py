@@ -3,12 +3,19 @@
 Hendrycks et al. 2021, "Measuring Massive Multitask Language Understanding". One benchmark per
 subject, `mmlu` for all. Rows have the layout of `cais/mmlu` on the hub: question, choices[4],
 answer (0 to 3); locally in mmlu/SUBJECT/test.jsonl and dev.jsonl, or Parquet of the same names.
+
+As the task of a run, `mmlu` trains on mmlu/auxiliary_train/train.jsonl (99 842 questions of ARC,
+OBQA, MCTest and RACE, as published with it) and holds out the test questions of all subjects.
 """
 
 from selfevo_jax.evaluate.benchmark import Benchmark, Choose, Shots
 from selfevo_jax.evaluate.data import Data, Row
+from selfevo_jax.evaluate.file_task import FileSpec, by_gold
+from selfevo_jax.judge.checkers import choice_letter
 
 LETTERS = ("A", "B", "C", "D")
+FIELDS = {"question": str, "choices": list, "answer": int}
+SOURCE = "github.com/hendrycks/test, licence MIT"
 SUBJECTS = (
     "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge",
     "college_biology", "college_chemistry", "college_computer_science", "college_mathematics",
@@ -44,14 +51,18 @@ def prompt(row: Row) -> str:
     return f"{row['question'].strip()}\n{options}Answer:"
 
 
+def _question(row: Row) -> str:
+    return prompt(row).removesuffix("\nAnswer:") + "\nReply with the letter of the answer."
+
+
 def _benchmark(subject: str) -> Benchmark:
     opening = "The following are multiple choice questions (with answers) about "
     return Benchmark(
         name=f"mmlu_{subject}",
         data=Data(
             files={"test": f"mmlu/{subject}/test.*", "dev": f"mmlu/{subject}/dev.*"},
-            fields={"question": str, "choices": list, "answer": int},
-            source="github.com/hendrycks/test, licence MIT",
+            fields=FIELDS,
+            source=SOURCE,
             hub=("cais/mmlu", subject),
         ),
         prompt=prompt,
@@ -64,4 +75,17 @@ def _benchmark(subject: str) -> Benchmark:
     )
 
 
+SPEC = FileSpec(
+    name="mmlu",
+    data=Data(
+        files={"train": "mmlu/auxiliary_train/train.*", "test": "mmlu/*/test.*"},
+        fields=FIELDS,
+        source=SOURCE,
+        hub=("cais/mmlu", "all"),
+        hub_splits={"train": "auxiliary_train"},
+    ),
+    question=_question,
+    gold=lambda row: LETTERS[gold(row)],
+    check=by_gold(choice_letter),
+)
 BENCHMARKS = tuple(map(_benchmark, SUBJECTS))
