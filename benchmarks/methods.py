@@ -97,6 +97,10 @@ TITLES = {
     "active": "Active selection", "elite": "ELITE", "meteor": "METEOR", "refeval": "RefEval",
     "reflectevo": "ReflectEvo",
 }  # fmt: skip
+COST_HEAD = (
+    "| seed | commit | minutes | tokens generated | tokens trained on | examples of each fit |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
 MARK = "<!-- What follows is written by benchmarks/methods.py. -->\n"
 SEED_HEAD = (
     "| comparison | seed | n | before | after | gain, 95 % |\n| --- | --- | --- | --- | --- | --- |"
@@ -201,8 +205,7 @@ def section(out: Path, method: str, seeds: Sequence[int]) -> Iterator[str]:
             shares = f"{100 * d.before:.1f} % | {100 * d.after:.1f} %"
             yield f"| {sides} | {seed} | {d.n} | {shares} | {points(d)} |"
     yield "\n" + "\n".join(said) + "\n"
-    yield "| seed | commit | minutes | tokens generated | tokens trained on | examples of each fit |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    yield COST_HEAD
     for seed in seeds:
         yield cost(out, method, seed)
 
