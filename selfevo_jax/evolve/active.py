@@ -10,7 +10,6 @@ every m, from the same pool, in one run with one table.
 from functools import partial
 from typing import Any
 
-from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.acquire import (
     DIVERSITY,
     STRATEGIES,
@@ -64,11 +63,7 @@ def active(run: Run) -> None:
     run.check_choices("acquire.similarity_by", [c.similarity_by], ("base", "policy"))
     evaluated = [run.evaluate(base)]
     pool = pool_of(run, base)
-    if c.budget > pool.count:
-        raise UserError(
-            f"--config.acquire.budget={c.budget}: the pool holds {pool.count} different questions; "
-            "lower it, or raise pool.n or pool.most_similar"
-        )
+    run.check_between("acquire.budget", 1, pool.count)  # no more than the pool has
     for strategy in c.strategies:
         for iterations in c.iterations:
             with run.within(f"{strategy}-{iterations}"):

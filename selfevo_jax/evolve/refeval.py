@@ -200,9 +200,8 @@ def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:
     c, questions, judge = run.config, run.held_out(), run.role("arena", base)
     others, fought = run.ask("arena.first", questions, base, question, c.greedy), []
     # A refused candidate leaves its forerunner in its place: nobody fights twice.
-    different = {policy.name: name for name, policy in reversed(policies.items())}
-    for name in reversed(different.values()):
-        policy = policies[name]
+    different = {policy.name: (name, policy) for name, policy in reversed(policies.items())}
+    for name, policy in reversed(different.values()):
         rows = others.join(questions)
         answers = run.ask(f"arena.{name}", rows, policy, last_question, c.greedy)
         rows = answers.join(others).join(questions)

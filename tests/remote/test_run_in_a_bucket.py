@@ -118,6 +118,7 @@ def test_several_hosts_are_refused(server, url, tmp_path):
         machine.run(url, f"--cluster=127.0.0.1:{port}", "--hosts=2", f"--host={host}")
         for host, machine in enumerate(machines)
     ]
-    assert [host.wait(LIMIT) for host in hosts] == [2, 2]
-    for machine in machines:
-        assert f"--workdir={url} is for a run on one host" in machine.said.read_text()
+    # Host 0 may be gone before the other has said so; then that is aborted, or says it lost it.
+    first, other = [host.wait(LIMIT) for host in hosts]
+    assert first == 2 and other in (2, 75, -signal.SIGABRT)
+    assert f"--workdir={url} is for a run on one host" in machines[0].said.read_text()
