@@ -26,7 +26,7 @@ from selfevo_jax.sample.protocol import Completion
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 ROUNDS, EVERY, WARM = 1000, 100, 200
-SMALL = (f"rounds={ROUNDS}", "prompts.n=1", "sample.n=2", "evaluate.n=1")
+SMALL = (f"rounds={ROUNDS}", "prompts.n=1", "sample.n=2", "evaluate.n=1", "task.args.max_digits=4")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -65,9 +65,9 @@ class Free:
     def train_settings(self, training):
         return training.settings()
 
-    def fit(self, examples, training, start, reference, folder, store, on_step, carry=False):
-        count = sum(1 for _ in examples)
-        write_json(folder / "adapter" / "adapter_config.json", {"from": start.name})
+    def fit(self, examples, fitting, on_step):
+        count, folder = sum(1 for _ in examples), fitting.folder
+        write_json(folder / "adapter" / "adapter_config.json", {"from": fitting.start.name})
         (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 0.5, "tokens": 3}\n')
         on_step(1, "")
         return {"examples": count, "steps": 1, "tokens": 3}
