@@ -240,6 +240,8 @@ def test_costly_decodings_win_by_likelihood_of_a_token_not_by_length():
     (pair,) = pairs(rare, likely)
     assert (pair.chosen, pair.rejected) == ("likely", "cheap")
     assert pairs(likely, long) == []  # the best by token is far longer
+    sure = sample(cheap.id, "sure", (1, 2), (-0.1, -0.1))
+    assert [pair.chosen for pair in pairs(likely, sure)] == ["sure"]
     assert pairs(sample(cheap.id, "cheap ")) == []
     assert pairs(sample(cheap.id, "")) == []
 

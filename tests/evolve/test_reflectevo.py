@@ -110,6 +110,9 @@ def test_training_and_test_use_one_template_and_one_role(run):
         asked = whole_messages((answer, prompts[answer.prompt_id]))
         trained = render_example(tokenizer, "x", lesson["prompt"], [lesson["completion"]], 512)
         assert trained.prompt.tokens.tolist() == render_prompt(tokenizer, asked)
+        revision = revisions[lesson["source_id"]]
+        said = reflections[revision["parent_id"]]["text"].strip()
+        assert lesson["completion"] == f"{said}\n\n{revision['text'].strip()}".strip()
     assert REFLECT.messages[0]["role"] == WHOLE.messages[0]["role"] == "user"
 
 

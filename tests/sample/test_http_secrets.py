@@ -1,5 +1,6 @@
 """Keys: where they may come from, and that they are nowhere to be found afterwards."""
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -105,22 +106,41 @@ def test_the_canary_is_nowhere(serve, tmp_path, caplog, monkeypatch):
     assert [text for text in told if CANARY in text] == []
 
 
-def test_the_key_is_not_on_the_command_line_of_a_process_that_uses_it(serve):
-    """7.1 l."""
-    server = serve()
-    code = (
-        "from selfevo_jax.sample.http.client import HttpGenerator\n"
-        "from selfevo_jax.sample.http.endpoint import Endpoint\n"
-        "from selfevo_jax.sample.http.secret import secret_from_environment\n"
-        "from selfevo_jax.sample.protocol import Request\n"
-        f"e = Endpoint({server.url!r}, 'm', key=secret_from_environment('SOME_KEY'))\n"
-        "q = Request('a', [{'role': 'user', 'content': 'q'}])\n"
-        "print(list(HttpGenerator(e).generate([q])))\n"
-        "print(open('/proc/self/cmdline').read())\n"
-    )
+def test_a_command_keeps_the_key_off_command_lines_files_and_code_that_it_runs(serve, tmp_path):
+    """7.1 l: looked at while the server is asked, and after; the reply is code, and looks too."""
+    server, command_lines = serve(), []
+
+    def reply(body: dict) -> dict:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended
+                command_lines.append(path.read_text())
+        whole = faulty.good_reply(body)
+        whole["choices"][0]["text"] = "    import os\n    return str(os.environ)\n"
+        return whole
+
+    server.reply = reply
+    data = tmp_path / "humaneval/HumanEval.jsonl"
+    data.parent.mkdir()
+    row = {
+        "task_id": "one", "prompt": "def f():\n    'What is around us.'\n", "entry_point": "f",
+        "canonical_solution": "    return ''\n",
+        "test": "def check(f):\n    assert f().startswith('environ') and 'canary' not in f()\n",
+    }  # fmt: skip
+    data.write_text(json.dumps(row))
+    command = f"--model {server.url}#HumanEval --tasks humaneval --data {tmp_path}"
     ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
-        env=os.environ | {"SOME_KEY": CANARY},
+        [sys.executable, "-m", "selfevo_jax.cli", "eval", *command.split(), "--log_samples",
+         f"--out={tmp_path / 'out.json'}"],
+        capture_output=True, text=True, timeout=120,
+        env=os.environ | {"SELFEVO_API_KEY": CANARY, "HOME": str(tmp_path / "home")},
     )  # fmt: skip
-    assert "answer to q" in ran.stdout and CANARY not in ran.stdout + ran.stderr
+    assert ran.returncode == 0, ran.stderr
     assert server.headers[0]["Authorization"] == f"Bearer {CANARY}"
+    assert any("HumanEval" in line for line in command_lines)
+    assert not any(CANARY in line for line in command_lines)
+    (samples,) = tmp_path.rglob("samples_humaneval*.jsonl")
+    assert json.loads(samples.read_text())["pass@1"] == 1.0
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) > 4
+    told = [ran.stdout, ran.stderr, *(content.decode("latin-1") for content in left)]
+    assert not any(CANARY in text for text in told)
