@@ -89,11 +89,15 @@ class FileTask:
         return self.spec.check(text, prompt.answer or "", prompt.meta)
 
     def inputs(self) -> dict[str, str]:
-        """Content hashes of every file that the questions come from, by its short name."""
+        """See `Task.inputs`."""
         splits = [
             read_split(self.name, self.spec.data, split, self.folder) for split in ("train", "test")
         ]
         return {name: digest for read in splits for name, digest in read.origin.items()}
+
+    def sources(self) -> tuple["FileTask"]:
+        """See `Task.sources`."""
+        return (self,)
 
     def rows(self, split: Split) -> list[tuple[Row, Prompt]]:
         """Different questions of a split with their rows, in file order; none in two splits."""

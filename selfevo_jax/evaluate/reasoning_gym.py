@@ -11,6 +11,7 @@ such a dataset has one right answer it is compared here; where it has many it is
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import os
 import random
 import re
@@ -120,6 +121,14 @@ class ReasoningGymTask:
             return Check(0.0, False, None)
         score = self._score(entry, parsed)
         return Check(score, score >= 1.0, parsed)
+
+    def inputs(self) -> dict[str, str]:
+        """See `Task.inputs`."""
+        return {"reasoning-gym": importlib.metadata.version("reasoning-gym")}
+
+    def sources(self) -> tuple["ReasoningGymTask"]:
+        """See `Task.sources`."""
+        return (self,)
 
     def _parse(self, entry: dict[str, Any], text: str) -> str | None:
         numeric = number_value(entry["answer"] or "") is not None

@@ -46,6 +46,14 @@ class Task(Protocol):
         """Mark the reply `text` to one of this task's prompts; never executes or trusts it."""
         ...
 
+    def inputs(self) -> dict[str, str]:
+        """What the questions come from: the content hash of each file, a library's version."""
+        ...
+
+    def sources(self) -> Sequence["Task"]:
+        """The tasks whose code makes and marks the questions: itself, unless it mixes others."""
+        ...
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or else some of them."""

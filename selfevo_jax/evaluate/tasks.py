@@ -5,7 +5,7 @@ A new task is one more module in `benchmarks/` and one more name in `MODULES`.
 
 import importlib.metadata
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from selfevo_jax.errors import UserError
@@ -32,6 +32,7 @@ from selfevo_jax.evaluate.benchmarks import (
 )
 from selfevo_jax.evaluate.data import Data, Row, Rows
 from selfevo_jax.evaluate.file_task import FileSpec, FileTask
+from selfevo_jax.evaluate.mixture import MixtureTask
 from selfevo_jax.evaluate.reasoning_gym import ReasoningGymTask, dataset_names
 from selfevo_jax.evaluate.task import STYLES, Task, check_choice, nearest
 
@@ -47,18 +48,21 @@ ALL = "all"
 
 def task_names() -> list[str]:
     """Every name that `get_task` takes."""
-    return [*sorted(FILE_TASKS), *dataset_names()]
+    return [*sorted(FILE_TASKS), MixtureTask.name, *dataset_names()]
 
 
 def get_task(name: str, **args: Any) -> Task:
     """The task called `name`, for a run to draw questions from.
 
     File tasks take `data_dir` and `style`; "rg:NAME" takes `style`, `parse` and the settings of
-    that reasoning-gym dataset. Raises UserError with the nearest names for an unknown task or
-    setting, and the way to get the data where it is missing.
+    that reasoning-gym dataset; "mix" takes `of`, names of tasks with the settings of each. Raises
+    UserError with the nearest names for an unknown task or setting, and the way to get the data
+    where it is missing.
     """
     if name.startswith("rg:"):
         return ReasoningGymTask(name, **args)
+    if name == MixtureTask.name:
+        return _mixture(args)
     if name not in FILE_TASKS:
         check_choice(name, task_names(), "task")
     known = set(inspect.signature(FileTask).parameters) - {"spec"}
@@ -66,6 +70,16 @@ def get_task(name: str, **args: Any) -> Task:
         if key not in known:
             raise UserError(f"task {name} has no setting {key!r}; {nearest(key, known)}")
     return FileTask(FILE_TASKS[name], **args)
+
+
+def _mixture(args: Mapping[str, Any]) -> MixtureTask:
+    of = args.get("of", {})
+    if set(args) != {"of"} or len(of) < 2 or MixtureTask.name in of:
+        raise UserError(
+            "task mix takes `of`, two tasks or more with their settings, none of them a mixture: "
+            'of={"gsm8k": {"data_dir": "data"}, "rg:chain_sum": {}}'
+        )
+    return MixtureTask([get_task(name, **settings) for name, settings in of.items()])
 
 
 def _plain(spec: FileSpec) -> Benchmark:

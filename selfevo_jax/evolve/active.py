@@ -28,6 +28,7 @@ from selfevo_jax.evolve.run import (
     Run,
     View,
     accepting,
+    probing,
     question,
     sampling,
     together,
@@ -48,6 +49,7 @@ def defaults() -> dict[str, Any]:
         },
         "reply": sampling(n=1, temperature=0.0, max_new_tokens=64),  # what uncertainty is read from
         **accepting(),
+        **probing(),
     }
 
 
@@ -62,7 +64,7 @@ def active(run: Run) -> None:
     run.check_choices("acquire.restart", [c.restart], ("warm", "fresh"))
     run.check_choices("acquire.similarity_by", [c.similarity_by], ("base", "policy"))
     evaluated = [run.evaluate(base)]
-    pool = pool_of(run, base)
+    pool = run.probed(pool_of(run, base), base)
     run.check_between("acquire.budget", 1, pool.count)  # no more than the pool has
     for strategy in c.strategies:
         for iterations in c.iterations:

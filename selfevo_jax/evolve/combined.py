@@ -59,6 +59,8 @@ def combined(run: Run) -> Policy:
     run.check_choices("candidates", [c.candidates], CANDIDATES)
     run.check_choices("acquire.similarity_by", [c.acquire.similarity_by], ("base", "policy"))
     refeval.check_settings(run)
+    if c.prompts_by != "all":
+        run.check_between("pool.n", c.rounds * c.prompts.n)  # no question is taken twice
     policy = base = run.base()
     evaluated, used = [run.evaluate(base)], list[View]()
     pool = None if c.prompts_by == "all" else pool_of(run, base)

@@ -65,6 +65,11 @@ def of_middling_difficulty(judged: Judged, low: float, high: float) -> list[Samp
     return [sample for sample, _ in judged] if low < rate < high else []
 
 
+def prompt_of_group(row: tuple[list[Sample], Prompt]) -> list[Prompt]:
+    """The prompt that a group of samples belongs to."""
+    return [row[1]]
+
+
 def solved(row: Row) -> bool:
     """Whether all samples of a question were right."""
     return row.values["rate"] == 1.0

@@ -22,6 +22,7 @@ from selfevo_jax.evolve.run import (
     Run,
     Sample,
     View,
+    probing,
     prompt_file,
     question,
     role_defaults,
@@ -40,6 +41,7 @@ def defaults() -> dict[str, Any]:
     """This method's own settings."""
     return {
         **rounds(),
+        **probing(),
         "answer": sampling(n=1, temperature=0.3, max_new_tokens=100),
         "critique": sampling(n=5, temperature=1.0, max_new_tokens=200),  # n is the paper's m
         "vote": {"by": "medoid", "contamination": 0.3},  # medoid | answers
@@ -68,7 +70,7 @@ def elite(run: Run) -> Policy:
         examples = run.read("examples", c.examples.file, human_example, Row)
     adapters: list[Policy] = []
     for _ in run.rounds():
-        prompts = run.prompts()
+        prompts = run.probed(run.prompts(), policy)
         answers = run.ask("answer", prompts, policy, answer_messages, c.answer, given=examples)
         voted = criticised(run, answers, prompts, policy, examples)
         learned = run.map("learn", voted.join(answers).join(prompts), LESSONS[c.learn_to], Example)

@@ -27,6 +27,7 @@ from selfevo_jax.evolve.run import (
     Run,
     Sample,
     View,
+    probing,
     prompt_file,
     question,
     role_defaults,
@@ -48,6 +49,7 @@ def defaults() -> dict[str, Any]:
     small = {"lr": 3e-5, "epochs": 1, "schedule": "constant", "warmup": 0.0}
     return {
         **rounds(),
+        **probing(),
         "field": "the subject",  # what the guideline's author and the teacher are told they know
         "letters": 4000,  # of a model's text that another request shows
         "guideline": sampling(max_new_tokens=256) | {"top_k": 50, "top_p": 0.95},
@@ -91,7 +93,7 @@ def meteor(run: Run) -> Policy:
     run.check_choices("iterate.verdict", [c.iterate.verdict], ("checker", "judge"))
     evaluated, numbers = [run.evaluate(base)], run.rounds(c.rounds + 2)
     next(numbers)
-    prompts = run.prompts()
+    prompts = run.probed(run.prompts(), base)
     distilled = run.accept(distillation(run, prompts, base), base)
     evaluated.append(run.evaluate(distilled))
     iterated = run.accept(iteration(run, numbers, prompts, distilled), distilled)

@@ -284,7 +284,7 @@ class ModelStages(PureStages):
             name, Answer, recipe,
             settings=self._generation(settings) | self._task_settings() | asked,
             version=f"{work.task_version(self.task)}/{work.SAMPLER_VERSION}",
-            inputs=work.task_inputs(self.task) | {"policy": policy.hash},
+            inputs=self.task.inputs() | {"policy": policy.hash},
             measuring=split == "test",
         )  # fmt: skip
 
@@ -377,7 +377,7 @@ class ModelStages(PureStages):
             name, Prompt, recipe,
             settings=self._task_settings() | {"split": split, "first": first, "n": number},
             version=work.task_version(self.task),
-            inputs=work.task_inputs(self.task),
+            inputs=self.task.inputs(),
             measuring=split == "test",
         )  # fmt: skip
 

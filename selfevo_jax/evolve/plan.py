@@ -70,7 +70,7 @@ def _shown(row: Mapping[str, Any], name: str) -> str:
     value = row.get(name)
     if value is None:
         return ""
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.{3 if abs(value) < 10 else 1}f}" if isinstance(value, float) else str(value)
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return text if low is None or high is None else f"{text} [{low:.3f}, {high:.3f}]"
 

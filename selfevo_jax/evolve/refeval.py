@@ -35,6 +35,7 @@ from selfevo_jax.evolve.tables import accuracy
 LIKENESS = ("rouge", "embedding")
 JUDGES = ("refeval", "refmatch", "base", "cot", *LIKENESS)
 SFT = {"loss": "sft"}
+IMITATION = {"lr": 5e-6, "epochs": 2, "warmup": 0.03, "schedule": "linear", "batch_size": 8}
 NOTHING = (
     "no two different answers to one question are judged further apart than pair.least_gap; "
     "raise sample.n or sample.temperature, or lower the gap"
@@ -51,7 +52,7 @@ def defaults() -> dict[str, Any]:
             "file": "",  # {question, reference}
             "reply": sampling(temperature=0.0, max_new_tokens=2048),
         },
-        "sft": {"use": True, "learn": {"lr": 5e-6, "epochs": 2, "warmup": 0.03}},
+        "sft": {"use": True, "learn": IMITATION},
         "sample": sampling(n=5, temperature=0.8, max_new_tokens=2048) | {"top_p": 0.95},
         "judges": ("refeval",),  # of JUDGES; each has its own pairs, grid and policy
         "protocol": "",  # a prompt file in the place of the one called as the judge
@@ -202,8 +203,7 @@ def arena(run: Run, base: Policy, policies: Mapping[str, Policy]) -> None:
     # A refused candidate leaves its forerunner in its place: nobody fights twice.
     different = {policy.name: (name, policy) for name, policy in reversed(policies.items())}
     for name, policy in reversed(different.values()):
-        rows = others.join(questions)
-        answers = run.ask(f"arena.{name}", rows, policy, last_question, c.greedy)
+        answers = run.ask(f"arena.{name}", others.join(questions), policy, last_question, c.greedy)
         rows = answers.join(others).join(questions)
         said = run.judge(f"arena.{name}.judge", rows, judge, contests.duel, protocol=c.arena)
         fought.append(rows.join(said, key="id"))

@@ -24,6 +24,7 @@ from selfevo_jax.evolve.run import (
     Sample,
     Verdict,
     View,
+    probing,
     question,
     role_defaults,
     sampling,
@@ -31,25 +32,24 @@ from selfevo_jax.evolve.run import (
 )
 
 SFT = {"loss": "sft"}
+PREFERENCE = {"beta": 0.01, "lr": 5e-7, "epochs": 1, "schedule": "cosine", "batch_size": 8}
 
 
 def defaults() -> dict[str, Any]:
     """This method's own settings."""
     return {
         "prompts": {"n": 256},
+        **probing(),
         "answer": sampling(temperature=0.0, max_new_tokens=512),
         "reflect": sampling(temperature=0.8, max_new_tokens=200),
         "revise": sampling(temperature=0.0, max_new_tokens=512),
-        "pool": {
-            "per_answer": 2,
-            "instructions": r.KEYS,
-        },  # reflections of an answer, and from which keys
+        "pool": {"per_answer": 2, "instructions": r.KEYS},  # reflections of an answer; their keys
         "show_attempt": True,  # whether the revision sees the attempt besides the reflection
         "variants": ("one_stage", "two_stage", "dpo", "dpo_pref", "qa"),
         "judge": {"protocol": "base"},  # of dpo_pref; see selfevo_jax.judge.pairwise
-        "dpo": {"beta": 0.01, "lr": 5e-7, "epochs": 1},  # for objective.*, learn.*
+        "dpo": PREFERENCE,
         "test": {
-            "turns": 2,
+            "turns": 2,  # 1: no test, where only the corpus of reflections is wanted
             "reflection": "fresh",  # fresh | stored | none
             "stored": "",  # a file of {question, reflection}
             "max_new_tokens": 200,  # of a reflection, greedy
@@ -79,13 +79,16 @@ def reflectevo(run: Run) -> None:
     with run.within("untrained"):
         outcomes = tested(run, "untrained", questions, untrained)
     for _ in run.rounds(1):
-        prompts = run.prompts()
+        prompts = run.probed(run.prompts(), generator)
         stories = reflected(run, prompts, generator, reflector)
+        run.table("corpus", stories, r.corpus_table)
         for name in run.config.variants:
             with run.within(name):
                 team = VARIANTS[name](run, prompts, stories, base, untrained)
                 outcomes += tested(run, name, questions, team)
-    run.table("table", together(outcomes), partial(r.turns_table, oracle=run.config.test.oracle))
+    if outcomes:
+        table = partial(r.turns_table, oracle=run.config.test.oracle)
+        run.table("table", together(outcomes), table)
 
 
 def reflected(run: Run, prompts: Records[Prompt], generator: Policy, reflector: Policy) -> View:
@@ -165,6 +168,8 @@ NO_PAIRS = "nothing to compare: raise pool.per_answer or prompts.n, or the judge
 def tested(run: Run, name: str, questions: Records[Prompt], team: Team) -> list[Records[Row]]:
     """What became of every held-out question at every later turn."""
     c = run.config
+    if c.test.turns < 2:
+        return []
     greedy = sampling(temperature=0.0, max_new_tokens=c.test.max_new_tokens)
     answer = greedy | c.evaluate.to_dict() | {"n": 1}
     first = run.ask("turn_1", questions, team.generator, question, answer)

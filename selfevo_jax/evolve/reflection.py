@@ -139,6 +139,42 @@ def whole_lesson(story: Story) -> list[Example]:
     return [lesson(prompt, revision, whole_messages((answer, prompt)), told)]
 
 
+def corpus_table(stories: Sequence[Story]) -> list[Row]:
+    """What was gathered of each task, and of all: the statistics of ReflectEvo-460k.
+
+    questions: those answered wrong at first; reflections: on all of them; corrected: the share
+    after which the answer was right (D+); pairs: of D+-; the others are mean lengths in words.
+    """
+    tasks: dict[str, list[Story]] = {}
+    for story in stories:
+        tasks.setdefault(story[4].task, []).append(story)
+    everything = {"all tasks": list(stories)} if len(tasks) > 1 else {}
+    return [
+        Row.make(source_id=task, values={"task": task, **_corpus(found)})
+        for task, found in (tasks | everything).items()
+    ]
+
+
+def _corpus(stories: Sequence[Story]) -> dict[str, Any]:
+    texts = {
+        "question": [asked_of(prompt) for *_, prompt in stories],
+        "answer_1": [answer.text for _, _, _, answer, _ in stories],
+        "reflection": [reflection.text for _, _, reflection, _, _ in stories],
+        "answer_2": [revision.text for revision, *_ in stories],
+    }
+    return {
+        "questions": len({prompt.id for *_, prompt in stories}),
+        "reflections": len(stories),
+        "corrected": round(sum(map(succeeded, stories)) / len(stories), 4),
+        "pairs": len(helped_against_not(stories)),
+        **{name: _mean_words(found) for name, found in texts.items()},
+    }
+
+
+def _mean_words(texts: Sequence[str]) -> float:
+    return round(sum(len(text.split()) for text in texts) / len(texts), 1)
+
+
 def helped_against_not(stories: Sequence[Story]) -> list[Pair]:
     """D+-: of one answer, reflections after which it was mended against those after which not.
 

@@ -6,7 +6,7 @@
     read                a file of records      merge     a policy from several adapters
     judge               which of two replies   table     what a method concludes, shown at the end
     evaluate            held-out accuracy      role      another model than the one that is trained
-    band                prompts worth sampling accept    a new policy, or back to the best one
+    band, probed        prompts worth asking   accept    a new policy, or back to the best one
     validation          questions to choose by choose    the best of several policies
 
 Every call names one stage of the current round, reads views (records alone or joined by id) and
@@ -24,7 +24,15 @@ from selfevo_jax.evaluate.task import check_choice
 from selfevo_jax.evolve import decisions, gauges
 from selfevo_jax.evolve.model_stages import ModelStages
 from selfevo_jax.evolve.policy import Policy, role_defaults
-from selfevo_jax.evolve.settings import accepting, banding, prompt_file, question, rounds, sampling
+from selfevo_jax.evolve.settings import (
+    accepting,
+    banding,
+    probing,
+    prompt_file,
+    question,
+    rounds,
+    sampling,
+)
 from selfevo_jax.evolve.views import Records, View, together
 from selfevo_jax.judge.pairwise import Comparison, Contest
 from selfevo_jax.records import (
@@ -44,7 +52,7 @@ from selfevo_jax.text.data_files import read_jsonl
 __all__ = [
     "Answer", "Comparison", "Contest", "DataRow", "Example", "Pair", "Policy", "Prompt", "Record",
     "Records", "Row", "Run", "Sample", "Vector", "Verdict", "View", "accepting", "banding",
-    "prompt_file", "question", "role_defaults", "rounds", "sampling", "together",
+    "probing", "prompt_file", "question", "role_defaults", "rounds", "sampling", "together",
 ]  # fmt: skip
 
 ALL_SOLVED = "every prompt was solved in an earlier round (difficulty.repeat): there is no more"
@@ -112,11 +120,12 @@ class Run(ModelStages):
         All of them where that is empty.
         """
         c = self.config.difficulty
+        repeat = c.get("repeat", False)
         _check_band(c.between)
-        if not c.repeat and not c.between:
+        if not repeat and not c.between:
             return samples
         judged = samples.join(self.check(samples, prompts, name="check_band")).groups()
-        if c.repeat:
+        if repeat:
             self._rates.append(self.map("rate", judged, decisions.pass_rate, Row))
         if not c.between:
             return samples
@@ -124,6 +133,18 @@ class Run(ModelStages):
         middling = partial(decisions.of_middling_difficulty, low=low, high=high)
         why = f"no prompt has a share of right answers between {low} and {high}"
         return self.map("band", judged, middling, Sample, why=why)
+
+    def probed(self, prompts: Records[Prompt], policy: Policy) -> Records[Prompt]:
+        """Those of the prompts that `policy` gets right with a share inside `difficulty.between`.
+
+        The share is that of `difficulty.probe.n` replies drawn for this. All where it is empty.
+        """
+        c = self.config.difficulty
+        if not c.between:
+            return prompts
+        drawn = self.ask("probe", prompts, policy, question, c.probe)
+        rows = self.band(drawn, prompts).groups().join(prompts)
+        return self.map("probed", rows, decisions.prompt_of_group, Prompt)
 
     def train(
         self,

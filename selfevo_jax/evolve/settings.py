@@ -54,6 +54,16 @@ def banding() -> dict[str, Any]:
     }
 
 
+def probing() -> dict[str, Any]:
+    """The settings of `Run.probed`, for a method that draws one reply to a prompt, or none."""
+    return {
+        "difficulty": {
+            "between": (),  # (low, high): only prompts whose share of right replies lies inside
+            "probe": sampling(n=4),  # the replies that tell
+        }
+    }
+
+
 def question(prompt: Prompt) -> Messages:
     """The messages of a prompt as they are."""
     return prompt.messages

@@ -1,12 +1,10 @@
 """What the stages of a run do, one function per stage, without files: records in, records out."""
 
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from selfevo_jax.evaluate.file_task import FileTask
 from selfevo_jax.evaluate.task import Task
 from selfevo_jax.evolve.acquire import statistics
 from selfevo_jax.evolve.keys import source_version
@@ -32,14 +30,8 @@ VECTOR_DIGITS = 4
 
 def task_version(task: Task) -> str:
     """The code that makes and marks a task's questions."""
-    return source_version(inspect.getmodule(type(task)), checkers)
-
-
-def task_inputs(task: Task) -> dict[str, str]:
-    """Content hashes of what a task's questions come from: its files, or the library's version."""
-    if isinstance(task, FileTask):
-        return task.inputs()
-    return {"reasoning-gym": importlib.metadata.version("reasoning-gym")}
+    modules = {inspect.getmodule(type(each)): None for each in (task, *task.sources())}
+    return source_version(*modules, checkers)
 
 
 def each(function: Callable[[Any], Sequence[Record]]) -> Work:

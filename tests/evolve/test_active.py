@@ -48,6 +48,23 @@ def test_the_most_uncertain_were_taken(run):
     assert taken == pytest.approx(sorted(scores, reverse=True)[:2], abs=1e-4)
 
 
+def test_the_pool_can_be_of_middling_difficulty(method):
+    """By replies that are drawn for this, since the strategies draw one or none."""
+    run = method("band")
+    probe = ("difficulty.probe.n=8", "difficulty.probe.max_new_tokens=3")
+    run("difficulty.between=(0.0,1.0)", "acquire.strategies=('random',)", "acquire.budget=2",
+        "pool.n=40", *probe)  # fmt: skip
+    right = {row["sample_id"] for row in run.rows("round_00/check_band") if row["correct"]}
+    shares: dict[str, list[bool]] = {}
+    for row in run.rows("round_00/probe"):
+        shares.setdefault(row["prompt_id"], []).append(row["id"] in right)
+    middling = [row["id"] for row in run.rows("round_00/pool") if 0 < sum(shares[row["id"]]) < 8]
+    assert [row["id"] for row in run.rows("round_00/probed")] == middling
+    assert {len(found) for found in shares.values()} == {8} and 2 <= len(middling) < 40
+    bought = {row["source_id"] for row in run.rows("round_01/random-2.acquire")}
+    assert bought and bought <= set(middling)
+
+
 def test_the_study_is_one_table(run):
     rows = [row["values"] for row in run.rows("round_02/table")]
     names = ["base", "random-2.round_02", "entropy-2.round_02", "k_centre-2.round_02"]

@@ -142,6 +142,19 @@ def test_win_rates_are_over_the_bases_answers(run):
     assert "arena" in run.said
 
 
+def test_a_policy_that_stands_for_two_names_fights_once(method):
+    """All candidates are refused here, so that what came of every judge is the start itself."""
+    run = method("refused")
+    run(
+        "judges=('refeval','rouge')", "betas=(0.05,)", "accept.questions=2", "accept.tolerance=-2.0"
+    )
+    stages = {path.name for path in (run.workdir / "round_01").iterdir()}
+    assert {name for name in stages if name.startswith("arena.")} == {
+        "arena.first", "arena.sft", "arena.sft.judge",
+    }  # fmt: skip
+    assert len(run.rows("round_01/arena")) == 1
+
+
 def test_a_finished_run_does_nothing_again(run):
     assert "loading" not in run(*SMALL)
 

@@ -1,9 +1,12 @@
 """ReflectEvo in miniature: what is curated, what is trained, and a test without an oracle."""
 
+import json
+
 import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.importing.writing import write_shape
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.reflection import (
     KEYS,
@@ -56,6 +59,34 @@ def test_only_wrong_answers_are_reflected_on_and_only_help_is_imitated(run):
         chosen, rejected = (reflections[row[side]] for side in ("chosen_id", "rejected_id"))
         assert chosen["parent_id"] == rejected["parent_id"]
         assert row["chosen"] == chosen["text"].strip()
+
+
+def test_the_corpus_is_counted_by_hand(run):
+    (found,) = [row["values"] for row in run.rows("round_01/corpus")]
+    wrong = {row["sample_id"] for row in run.rows("round_01/check") if not row["correct"]}
+    reflections, revisions = by_id(run, "round_01/reflect"), run.rows("round_01/revise")
+    right = {row["sample_id"] for row in run.rows("round_01/check_revise") if row["correct"]}
+    assert (found["task"], found["questions"]) == ("rg:chain_sum", len(wrong))
+    assert found["reflections"] == len(reflections) == 8 * len(wrong)
+    assert found["corrected"] == round(len(right) / len(reflections), 4) > 0
+    assert found["pairs"] == len(run.rows("round_01/dpo.pairs"))
+    words = sum(len(row["text"].split()) for row in revisions) / len(revisions)
+    assert found["answer_2"] == round(words, 1)
+
+
+def test_a_corpus_of_several_tasks_is_gathered_and_written_as_published(method, tmp_path):
+    run = method("corpus")
+    run.config = run.config.replace(":tiny", ":dataset-tiny")
+    said = run()
+    rows = [row["values"] for row in run.rows("round_01/corpus")]
+    assert [row["task"] for row in rows] == ["rg:chain_sum", "rg:gcd", "all tasks"]
+    sums, divisors, both = (row["reflections"] for row in rows)
+    assert both == sums + divisors > 0
+    assert "round_01/corpus" in said and "train" not in {p.name for p in run.workdir.rglob("*")}
+    written, _ = write_shape(run.workdir, "raw", tmp_path / "raw.jsonl")
+    published = [json.loads(line) for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
+    assert written == len(published) == 24
+    assert sum(len(row["output"]) - 1 for row in published) == both
 
 
 def test_every_held_out_answer_is_tried_again_with_no_word_of_its_verdict(run):

@@ -144,6 +144,8 @@ def test_a_wrong_setting_is_one_clear_message(mini, override, message):
         ("refeval", "judges=()", "config.judges is not given: it must be one or more of refeval"),
         ("combined", "betas=()", "config.betas is not given"),
         ("reflectevo", "pool.instructions=('1-1-1','9-9-9')", "pool.instructions '9-9-9'; "),
+        ("elite", "difficulty.between=(0.9,0.1)", "must be two shares from 0 to 1"),
+        ("combined", "pool.n=5", "pool.n=5: 5 must be at least 6"),
     ],
 )
 def test_what_a_method_cannot_use_is_refused_in_its_plan(mini, config, override, message):

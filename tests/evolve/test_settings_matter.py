@@ -50,18 +50,18 @@ SERVER = "https://host.example/v1#m"
 BAND, ACCEPT = "difficulty.between=(0.1,0.9)", "accept.questions=2"
 # Circumstances in which settings matter, besides those of the method's miniature itself.
 WHEN: dict[str, list[list[str]]] = {
-    "active": [["pool.most_similar=0.9", ACCEPT]],
+    "active": [["pool.most_similar=0.9", ACCEPT], [BAND]],
     "combined": [
         [BAND, ACCEPT],
         ["references.by=teacher", "judge=embedding", "prompts_by=k_centre"],
         ["references.by=file", "references.file=ROWS", "validation.by=preference"],
     ],
     "elite": [
-        ["adapters=ties", "rounds=2", ACCEPT],
+        ["adapters=ties", "rounds=2", ACCEPT, BAND],
         ["human.file=ROWS", "examples.file=ROWS"],
     ],
     "meteor": [
-        ["distil.by=teacher", "iterate.verdict=judge", ACCEPT],
+        ["distil.by=teacher", "iterate.verdict=judge", ACCEPT, BAND],
         ["distil.compare=true", "criteria.questions=2"],
     ],
     "offline": [["objective.loss=kto"]],
@@ -71,7 +71,7 @@ WHEN: dict[str, list[list[str]]] = {
         ["references.by=file", "references.file=ROWS", "validation.by=preference"],
     ],
     "reflectevo": [
-        ["variants=('dpo','dpo_pref')"],
+        ["variants=('dpo','dpo_pref')", BAND],
         ["test.reflection=stored", "test.stored=ROWS"],
     ],
     "verified": [["gauges.questions=2", BAND, ACCEPT]],

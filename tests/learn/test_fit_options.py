@@ -9,6 +9,7 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.carried import Carried
+from selfevo_jax.learn.checkpoints import Checkpoints
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.trainer import FitSettings, JaxTrainer
@@ -63,6 +64,29 @@ def test_the_best_is_kept_and_the_fit_stops_early(trainer, pairs, tmp_path):
         tmp_path / "last",
     )  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, last.trained, fit.trained)
+
+
+def test_the_best_is_whole_before_the_state_that_counts_on_it(
+    trainer, pairs, tmp_path, monkeypatch
+):
+    """A kill after a checkpoint must find the parameters that its metrics call the best."""
+    settings = dataclasses.replace(
+        SETTINGS, steps=6, eval_share=0.4, eval_every=1, keep="best", checkpoint_every=1
+    )
+    save, seen = Checkpoints.save, {}
+
+    def watched(self, step, state):
+        if self._folder.name == "checkpoints":
+            whole = [path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit()]
+            seen[step] = sorted(map(int, whole))
+        save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    fit = trainer.fit(pairs, Objective("dpo"), settings, tmp_path)
+    losses = [row["eval_loss"] for row in fit.metrics]
+    assert list(seen) == [1, 2, 3, 4, 5, 6]
+    for step, whole in seen.items():
+        assert whole[-1] == int(np.argmin(losses[:step])) + 1
 
 
 def test_a_sweep_over_beta_computes_the_reference_once(trainer, pairs, tmp_path):
