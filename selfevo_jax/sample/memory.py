@@ -104,6 +104,7 @@ class Memory:
         ids_bm = np.zeros((len(self._prompts), MAX_LABELS), np.int32)
         read = self.read(passages)
         for row, passage, wanted in zip(read, passages, ids, strict=True):
+            self._prompts.forget(row, len(passage.tokens) - 1)
             rows.token_b[row], rows.position_b[row] = passage.tokens[-1], len(passage.tokens) - 1
             rows.live_b[row], rows.adapter_b[row] = True, passage.adapter
             ids_bm[row, : len(wanted)] = wanted

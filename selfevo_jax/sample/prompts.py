@@ -58,6 +58,14 @@ class Prompts:
                 self.cache = self._network.call(device.read_chunk, self.cache, part, span=span)
         return taken
 
+    def forget(self, row: int, end: int) -> None:
+        """What stands in a row from slot `end` on is written over by another, and counts no more.
+
+        Not even where the token is the same: read alone, its keys differ in the last bits.
+        """
+        known = self._known[row]
+        self._known[row] = Passage(known.tokens[:end], known.adapter)
+
     def score(
         self, passages: Sequence[Passage], starts: Sequence[int], top: int
     ) -> Iterator[tuple[list[float], list[tuple[tuple[int, float], ...]]]]:

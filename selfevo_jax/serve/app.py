@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from selfevo_jax.sample.http.secret import Secret
 from selfevo_jax.serve import bounds
@@ -113,9 +113,7 @@ class Server:
         work = Work(planned, self._dispatcher)
         work.submit()
         if planned.stream:
-            parts = self._stream(planned, work, start)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(parts, media_type="text/event-stream", headers=headers)
+            return Events(planned, work, self._metrics, start)
         try:
             choices = await unless_gone(request, work.finished())
         finally:
@@ -125,27 +123,44 @@ class Server:
         shaped = await run_in_threadpool(lambda: [whole_choice(planned, one) for one in choices])
         return JSONResponse(Head(planned).body(shaped, usage=bill))
 
-    async def _stream(self, planned: Plan, work: Work, start: float) -> AsyncIterator[str]:
-        """Server-sent events, closed by [DONE] (or by an error)."""
-        head, complete = Head(planned), False
+
+class Events(StreamingResponse):
+    """Server-sent events, closed by [DONE] (or by an error).
+
+    The work ends with the response, also where the client left before the first event.
+    """
+
+    def __init__(self, planned: Plan, work: Work, metrics: Metrics, start: float) -> None:
+        self._planned, self._work, self._metrics, self._start = planned, work, metrics, start
+        self._complete = False
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._events(), media_type="text/event-stream", headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._work.cancel()
+            if not self._complete:
+                self._metrics.cancelled.inc()
+
+    async def _events(self) -> AsyncIterator[str]:
+        planned, head = self._planned, Head(self._planned)
         more = {"usage": None} if planned.stream_usage else {}
         try:
-            async with aclosing(work.parts()) as parts:
+            async with aclosing(self._work.parts()) as parts:
                 async for part in parts:
                     yield _event(head.body([part], part=True, **more))
-            bill = usage(planned, work.choices)
-            self._metrics.finished(bill, start)
+            bill = usage(planned, self._work.choices)
+            self._metrics.finished(bill, self._start)
             if planned.stream_usage:
                 yield _event(head.body([], part=True, usage=bill))
-            complete = True
+            self._complete = True
             yield "data: [DONE]\n\n"
         except EngineFailed as error:
-            complete = True
+            self._complete = True
             yield _event(error_body(str(error), "server_error"))
-        finally:
-            work.cancel()
-            if not complete:
-                self._metrics.cancelled.inc()
 
 
 def _event(body: dict) -> str:

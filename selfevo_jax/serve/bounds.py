@@ -134,6 +134,7 @@ COMMON: dict[str, tuple[Check, Any]] = {  # field: (check, value when absent or 
     "top_p": (number(0.0, 1.0, above=True), 1.0),
     "top_k": (whole(0, 2**31 - 1), 0),
     "min_p": (number(0.0, 1.0), 0.0),
+    "repetition_penalty": (number(0.0, 100.0, above=True), 1.0),
     "stop": (stops, ()),
     "stop_token_ids": (token_ids, ()),
     "seed": (whole(-(2**63), 2**64 - 1), None),

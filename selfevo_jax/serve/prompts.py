@@ -116,6 +116,7 @@ def _sampling(model: ServedModel, found: Mapping[str, Any], limit: int | None) -
         top_k=found["top_k"],
         top_p=found["top_p"],
         min_p=found["min_p"],
+        repetition_penalty=found["repetition_penalty"],
         stop=found["stop"],
         stop_token_ids=ids,
         top_logprobs=_alternatives(found) or 0,

@@ -286,7 +286,7 @@ def test_scores_come_from_the_echo(serve):
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_labels_come_from_the_likeliest_tokens(serve, tmp_path, api):
     server = serve()
-    told = {"A": -0.25, "B": -1.75, " A": -4.0, "Ass": -6.0, "": -7.0}
+    told = {"A": -0.25, "B": -1.75, " A": -4.0, "Ass": -6.0, "": -7.0, " ": -0.1}
 
     def reply(body):
         assert body["max_tokens"] == 1
@@ -312,6 +312,8 @@ def test_labels_come_from_the_likeliest_tokens(serve, tmp_path, api):
     assert set(failure.value.failed) == {"a"} and generator.spending.spent.total == paid + 9
     with pytest.raises(RequestsFailed, match="same token"):
         list(generator.labels([LabelRequest("a", messages, ("Bee", "Beo"))]))
+    (yes,) = generator.labels([LabelRequest("a", messages, (" A", " no"))])
+    assert yes.logps == (-4.0, -math.inf)  # the space that was told is not " no"
 
 
 def test_what_a_server_cannot_take_is_said(serve):
@@ -353,6 +355,24 @@ def test_one_bad_request_does_not_take_others_with_it(serve):
             found[completion.id] = completion.text
     assert len(failure.value.failed) == 10 and len(found) == 40
     assert len(server.bodies) == 50
+
+
+def test_a_request_that_always_breaks_the_server_is_alone(serve):
+    """While others are answered it is not the server that is dead."""
+    server = serve()
+    plain = faulty.Handler.answer
+
+    class Breaking(faulty.Handler):
+        def answer(self, fault, reply):
+            plain(self, "500" if b"question 7 " in reply else "", reply)
+
+    server.RequestHandlerClass = Breaking
+    limits = Limits(concurrency=3, attempts=8, backoff=0.02, longest_backoff=0.1)
+    found = {}
+    with pytest.raises(RequestsFailed, match="in 8 attempts: .*status 500") as failure:
+        for completion in client(server, limits=limits).generate(asks(200)):
+            found[completion.id] = completion.text
+    assert set(failure.value.failed) == {"r7"} and len(found) == 199
 
 
 def test_a_dead_server_ends_the_job_and_names_itself(serve):

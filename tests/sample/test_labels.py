@@ -8,7 +8,7 @@ import pytest
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.attention import Layout
 from selfevo_jax.models.llama import forward, logits
-from selfevo_jax.sample.protocol import LabelRequest
+from selfevo_jax.sample.protocol import LabelRequest, Request, SamplingParams, ScoreRequest
 from selfevo_jax.text.render import render_prompt
 
 WORDS = "the quick brown fox jumps over a lazy dog how many ducks are there in red barn".split()
@@ -50,6 +50,21 @@ def test_a_common_prompt_is_read_once(tiny):
     engine = tiny.generator(max_length=256)
     list(engine.labels(requests))
     assert engine.prompt_tokens_read < 0.6 * sum(map(len, prompts))
+
+
+def test_what_a_label_was_read_after_leaves_the_other_prompts_as_they_were(tiny):
+    """A short prompt that goes on differently from a long one shares the long one's row."""
+    long, short = "how many ducks are there in the red barn", "how many ducks the"
+    weigh = [LabelRequest("q", long, ("a", "b"))], [LabelRequest("q", short, ("a", "b"))]
+    generate = [Request("g", long, SamplingParams(12, temperature=0.0))]
+    score = [ScoreRequest("s", long, " fox", end=False)]
+    engine = tiny.generator()
+    fresh = [list(tiny.generator().labels(weigh[0])), list(tiny.generator().generate(generate)),
+             list(tiny.generator().score(score))]  # fmt: skip
+    list(engine.generate(generate))
+    assert list(engine.labels(weigh[1])) == list(tiny.generator().labels(weigh[1]))
+    assert [list(engine.labels(weigh[0])), list(engine.generate(generate)),
+            list(engine.score(score))] == fresh  # fmt: skip
 
 
 def test_labels_that_cannot_be_told_apart_are_refused(tiny):

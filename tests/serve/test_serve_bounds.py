@@ -18,6 +18,7 @@ from selfevo_jax.serve.bounds import CHAT, COMPLETIONS, MOST_BYTES, Refused, che
 from selfevo_jax.serve.dispatch import Dispatcher, EngineFailed, ScoreTicket, Ticket
 from selfevo_jax.serve.prompts import ServedModel
 from selfevo_jax.serve.run import check_address
+from selfevo_jax.serve.work import Work
 
 MODEL = "m"
 QUESTION = [{"role": "user", "content": "What is a duck?"}]
@@ -160,12 +161,42 @@ def test_raw_values_in_every_field(post, path, raw):
     answers_well(post)
 
 
+def test_a_stream_that_was_left_before_its_first_event_is_no_work(served, dispatcher):
+    """A cancelled generator that never began runs no `finally` of its own."""
+    app, sent = make_app(served, dispatcher), []
+    body = {"model": MODEL, "prompt": "duck", "n": 4, "max_tokens": 200, "stream": True}
+    received = iter([
+        {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False},
+        {"type": "http.disconnect"},
+    ])  # fmt: skip
+    cancelled, cancel = [], Work.cancel
+
+    async def receive():
+        return next(received)
+
+    async def send(message):
+        sent.append(message["type"])
+        await asyncio.Event().wait()  # nobody reads
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")],
+        "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80), "asgi": {"version": "3.0", "spec_version": "2.3"},
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Work, "cancel", lambda work: (cancelled.append(work), cancel(work)))
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), 30))
+    assert sent == ["http.response.start"] and len(cancelled) == 1
+
+
 # ---- single bounds, with the status each must have
 
 WRONG = [
     ("n", 0), ("n", 129), ("n", True), ("n", 1.0), ("n", "1"), ("n", 5_000_000),
     ("max_tokens", -1), ("max_tokens", 0), ("max_tokens", 2**31), ("temperature", -0.1),
     ("temperature", 999_999), ("top_p", -1), ("top_p", 0), ("top_p", 1.01), ("top_k", -1),
+    ("repetition_penalty", 0), ("repetition_penalty", -1.2), ("repetition_penalty", "1"),
     ("min_p", 2), ("stop", [""]), ("stop", ["x"] * 17), ("stop", "x" * 257), ("stop", [1]),
     ("stop_token_ids", [-1]), ("stop_token_ids", [10**6]), ("stop_token_ids", list(range(9))),
     ("seed", 2**64), ("seed", 0.5), ("stream", 1), ("stream_options", {"x": True}),
@@ -212,7 +243,8 @@ RIGHT = [
     {"top_p": 1e-30}, {"min_p": 1}, {"top_k": 2**31 - 1}, {"stop": ["x"] * 16}, {"stop": "x"},
     {"seed": -(2**63)}, {"seed": 2**64 - 1}, {"max_tokens": 2**31 - 1}, {"user": "me"},
     {"best_of": 2, "n": 2}, {"frequency_penalty": 0.0}, {"logit_bias": {}},
-    {"stop_token_ids": [260]}, {"n": None, "temperature": None, "stop": None},
+    {"stop_token_ids": [260]}, {"repetition_penalty": 1.3},
+    {"n": None, "temperature": None, "stop": None},
 ]  # fmt: skip
 
 

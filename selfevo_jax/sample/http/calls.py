@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ class Calls:
     def __init__(self, endpoint: Endpoint, limits: Limits, spending: Spending) -> None:
         self._endpoint, self._limits, self._spending = endpoint, limits, spending
         self._pace = Pace(limits.per_minute)
+        self._answered = -math.inf  # when the last good reply came
         self._client = httpx.Client(
             auth=BearerKey(endpoint.key) if endpoint.key else None,
             timeout=limits.timeout,
@@ -88,13 +90,15 @@ class Calls:
         `stop` ends all waiting. Raises `CallFailed`, `ServerUnusable`, or `CapReached` before a
         call that is too dear.
         """
-        content = json.dumps(body).encode()
+        began, content = time.monotonic(), json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": name}
         try:
             return self._retrying(stop)(self._attempt, content, headers, most, read, stop)
         except Passing as failure:
             if stop.is_set():
                 raise CallFailed(f"given up, the job was stopped ({failure})") from failure
+            if self._answered > began:  # others were, meanwhile: it is this one that fails
+                raise CallFailed(f"in {self._limits.attempts} attempts: {failure}") from failure
             raise ServerUnusable(
                 f"{self._endpoint.url} did not answer in {self._limits.attempts} attempts, the "
                 f"last: {failure}; finished answers are kept, run again later"
@@ -130,6 +134,7 @@ class Calls:
             if stop.is_set():
                 raise CallFailed("given up, the job was stopped")
             value, usage = read(self._send(content, headers))
+            self._answered = time.monotonic()
             used = most if usage is None else usage
             return value
         except Passing as failure:

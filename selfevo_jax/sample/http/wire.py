@@ -221,8 +221,10 @@ def labels_of(endpoint: Endpoint, request: LabelRequest, choice: dict[str, Any])
             told = {k: float(v) for k, v in choice["logprobs"]["top_logprobs"][0].items()}
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise Passing("the reply does not tell the likeliest tokens", billed=True) from error
+    # A space alone stands for no label, though every label behind a space begins with it.
+    words = [text for text in told if text.strip()]
     found = [
-        max((text for text in told if text and label.startswith(text)), key=len, default=None)
+        max((text for text in words if label.startswith(text)), key=len, default=None)
         for label in request.labels
     ]
     seen = [text for text in found if text is not None]
