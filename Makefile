@@ -13,13 +13,13 @@ TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
 # The packages whose coverage is looked at, and the licences that nothing installed may have.
-CORE := models learn sample judge evolve
+CORE := models learn sample judge evolve evaluate
 REFUSED := GNU General Public;GNU Affero;Server Side Public
 # One process per core, two at most: each process runs XLA's own threads as well.
 WORKERS ?= 2
 PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test test-slow lint types audit coverage docs format constraints clean install install-test
+.PHONY: help quickstart test test-slow lint types audit licences coverage docs format constraints clean install install-test
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -40,9 +40,11 @@ lint: install-test  ## check style and formatting
 types: install-test  ## check the types of the public modules
 	"$(BIN)/mypy"
 
-audit: install  ## known weaknesses, and licences that the base install must not have
-	@$(INSTALL) audit
+audit: licences  ## known weaknesses of what is installed, and the licences
 	"$(BIN)/pip-audit" --strict --local --skip-editable --progress-spinner=off
+
+licences: install  ## the licences of what is installed; some are refused
+	@$(INSTALL) audit
 	"$(BIN)/pip-licenses" --from=mixed --format=markdown --fail-on="$(REFUSED)" --partial-match
 
 coverage: install-test  ## how much of the core its own tests reach

@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task.args = {"data_dir": "data"}
     config.pool.n, config.acquire.budget = 75_000, 50_000
     config.acquire.strategies = ("random", *UNCERTAINTY)
+    config.weigh_letters = True
     config.learn.lr, config.learn.warmup, config.learn.epochs = 2e-5, 0.03, 3
     config.lora.rank, config.lora.alpha, config.lora.dropout = 8, 32.0, 0.1
     config.gauges.questions = 16

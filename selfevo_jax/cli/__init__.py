@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with insistent_interrupts():
             return arguments.act(arguments, rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from selfevo_jax.text.show import escape_controls  # it may quote a file, or a template
+
+        print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return MISTAKE
     except (KeyboardInterrupt, Preempted) as error:
         told, status = (

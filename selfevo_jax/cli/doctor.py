@@ -18,8 +18,8 @@ from selfevo_jax.cli.common import nothing_left, verb
 GIB = 2**30
 SECONDS = 300  # for one probe
 PACKAGES = (
-    "selfevo-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "orbax-checkpoint",
-    "torch", "transformers", "peft", "deepspeed", "bitsandbytes",
+    "selfevo-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "numpy", "flax", "optax",
+    "orbax-checkpoint", "torch", "transformers", "peft", "deepspeed", "bitsandbytes",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     findings = [examine(name, hardware) for name in ("jax", "torch", "deepspeed")]
     for finding in findings:
         print(f"{finding.name}: {finding.text}")
+    print(f"code sandbox: {sandbox_line()}")
     remedy = mend(findings, hardware)
     print(f"\nto mend it: {remedy}" if remedy else "\nnothing to mend")
     return 1 if remedy else 0
@@ -126,6 +127,17 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def sandbox_line() -> str:
+    """What holds programs that a model wrote, or why none can be run here."""
+    from selfevo_jax.errors import UserError
+    from selfevo_jax.judge.sandbox import platform as tried
+
+    try:
+        return tried().report()
+    except UserError as error:
+        return str(error)
 
 
 def examine(name: str, hardware: Hardware) -> Finding:

@@ -130,5 +130,6 @@ class Output:
     def _print(self, completion) -> None:
         from selfevo_jax.text.show import escape_controls
 
-        print(f"--- {completion.id} ({len(completion.tokens)} tokens, {completion.finish})")
+        name = escape_controls(completion.id)
+        print(f"--- {name} ({len(completion.tokens)} tokens, {completion.finish})")
         print(escape_controls(completion.text), flush=True)

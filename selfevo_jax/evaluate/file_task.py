@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.data import Data, Row, read_split, wanted
+from selfevo_jax.evaluate.data import Data, Row, of_row, read_split, wanted
 from selfevo_jax.evaluate.task import (
     SPLITS,
     STYLES,
@@ -123,7 +123,7 @@ class FileTask:
             split = "train"
         read = read_split(self.name, self.spec.data, split, self.folder)
         for row, place in zip(read.rows, read.places, strict=True):
-            question = self.spec.question(row).strip()
+            question = of_row(self.spec.question, row, place).strip()
             if question not in found:
                 found[question] = row, self._prompt(question, row, place)
         return found
@@ -133,14 +133,6 @@ class FileTask:
         return Prompt.make(
             task=self.name,
             messages=({"role": "user", "content": content},),
-            answer=gold_of(self.spec.gold, row, place),
+            answer=of_row(self.spec.gold, row, place),
             meta={name: row[name] for name in self.spec.meta},
         )
-
-
-def gold_of(gold: Callable[[Row], str], row: Row, place: str) -> str:
-    """The right answer of a row. Raises UserError naming the place where it does not parse."""
-    try:
-        return gold(row)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}; mend the row or take it out") from error

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol, TypeVar
 
@@ -53,6 +54,20 @@ class Task(Protocol):
     def sources(self) -> Sequence["Task"]:
         """The tasks whose code makes and marks the questions: itself, unless it mixes others."""
         ...
+
+
+_OPTION = re.compile(r"^\(?([A-Z])[).] ", re.MULTILINE)
+
+
+def letters_shown(prompt: Prompt) -> tuple[str, ...]:
+    """The letters of the options that a question shows, "(A) ..." or "A. ..." in their own lines.
+
+    Nothing where there are not two from A on, or where the right answer is none of them.
+    """
+    found = _OPTION.findall(prompt.messages[-1]["content"])
+    letters = tuple(letter for place, letter in enumerate(found) if ord(letter) - ord("A") == place)
+    right = (prompt.answer or "").strip("()")
+    return letters if len(letters) == len(found) > 1 and right in letters else ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from selfevo_jax.evolve.acquire import (
     by_chance,
     by_diversity,
     by_uncertainty,
+    spread_over,
+    study,
     without_near_copies,
 )
 from selfevo_jax.evolve.lessons import gold_lesson
@@ -33,7 +35,6 @@ from selfevo_jax.evolve.run import (
     sampling,
     together,
 )
-from selfevo_jax.evolve.tables import accuracy
 
 
 def defaults() -> dict[str, Any]:
@@ -45,8 +46,10 @@ def defaults() -> dict[str, Any]:
             "iterations": (1, 2),  # the paper's m
             "budget": 200,  # answers bought in all, B
             "restart": "warm",  # where each training starts: warm (the last policy) | fresh
-            "similarity_by": "base",  # whose embeddings the diverse strategies use: base | policy
+            "similarity_by": "base",  # whose embeddings diversity is seen by: base | policy
+            "spread": 1,  # so many times the uncertain questions, of which the most different
         },
+        "weigh_letters": False,  # multiple choice: the likeliest letter is the answer
         "reply": sampling(n=1, temperature=0.0, max_new_tokens=64),  # what uncertainty is read from
         **accepting(),
         **probing(),
@@ -63,6 +66,7 @@ def active(run: Run) -> None:
     run.check_between("acquire.iterations", 1, c.budget)
     run.check_choices("acquire.restart", [c.restart], ("warm", "fresh"))
     run.check_choices("acquire.similarity_by", [c.similarity_by], ("base", "policy"))
+    run.check_between("acquire.spread", 1)
     evaluated = [run.evaluate(base)]
     pool = run.probed(pool_of(run, base), base)
     run.check_between("acquire.budget", 1, pool.count)  # no more than the pool has
@@ -70,7 +74,7 @@ def active(run: Run) -> None:
         for iterations in c.iterations:
             with run.within(f"{strategy}-{iterations}"):
                 evaluated.append(run.evaluate(bought(run, pool, base, strategy, iterations)))
-    run.table("table", together(evaluated), accuracy)
+    run.table("table", together(evaluated), study)
 
 
 def pool_of(run: Run, base: Policy) -> Records[Prompt]:
@@ -121,8 +125,15 @@ def acquired(
     replies = run.ask("reply", free, policy, question, run.config.reply)
     unsure = run.uncertainty("uncertainty", replies.join(pool), policy)
     rows = replies.join(unsure, key="id").join(pool)
-    least_sure = partial(by_uncertainty, n=n, strategy=strategy)
-    return run.gather("acquire", rows, least_sure, Row, most=n)
+    c = run.config.acquire
+    least_sure = partial(by_uncertainty, n=n * c.spread, strategy=strategy)
+    if c.spread == 1:
+        return run.gather("acquire", rows, least_sure, Row, most=n)
+    short = run.gather("shortlist", rows, least_sure, Row, most=n * c.spread)
+    seer = base if c.similarity_by == "base" else policy
+    asked = short.join(pool, key="source_id")
+    placed = short.join(run.embed("embed_shortlist", asked, seer, shortlisted), key="id")
+    return run.gather("acquire", placed, partial(spread_over, n=n), Row, most=n)
 
 
 def diverse_first(rows: list, n: int, strategy: str) -> list[Row]:
@@ -133,6 +144,11 @@ def diverse_first(rows: list, n: int, strategy: str) -> list[Row]:
 def revealed(row: tuple[Row, Prompt]) -> list[Example]:
     """The annotator's answer to a chosen question: the gold one."""
     return gold_lesson(row[1])
+
+
+def shortlisted(row: tuple[Row, Prompt]) -> str:
+    """What is embedded of a question of the shortlist."""
+    return text_of(row[1])
 
 
 def text_of(prompt: Prompt) -> str:

@@ -42,7 +42,7 @@ def defaults() -> dict[str, Any]:
         "prompts_by": "entropy",  # of acquire.STRATEGIES; all: prompts that no round shares
         "candidates": "samples",  # samples | reflection: answers after reflection beside them
         "pool": {"n": 1000, "most_similar": 1.0, "per_answer": 2, "instructions": KEYS},
-        "acquire": {"similarity_by": "base"},
+        "acquire": {"similarity_by": "base", "spread": 1},
         "reply": sampling(temperature=0.0, max_new_tokens=64),  # what uncertainty is read from
         "answer": sampling(temperature=0.0, max_new_tokens=512),  # what is reflected on
         "reflect": sampling(temperature=0.8, max_new_tokens=200),

@@ -16,19 +16,20 @@ def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: fl
     """Whether a policy may follow the best one: a Row named after it.
 
     answers: those of the best policy so far, then the candidate's to the same questions. The
-    candidate is refused when its share of right answers lies more than `tolerance` below, or when
-    it gets more than `lost_share` of what the best had right wrong.
+    candidate is refused when its mean score (the share of right answers, where the task knows only
+    right and wrong) lies more than `tolerance` below, or when it gets more than `lost_share` of
+    what the best had right wrong.
     """
-    by_policy: dict[str, dict[str, bool]] = {}
+    by_policy: dict[str, dict[str, Answer]] = {}
     for answer in answers:
-        by_policy.setdefault(answer.policy, {})[answer.prompt_id] = answer.correct
+        by_policy.setdefault(answer.policy, {})[answer.prompt_id] = answer
     (best, before), (candidate, after) = by_policy.items()
-    solved = [name for name, right in before.items() if right]
-    lost = sum(not after[name] for name in solved)
-    score, best_score = (sum(right.values()) / len(right) for right in (after, before))
+    solved = [name for name, answer in before.items() if answer.correct]
+    lost = sum(not after[name].correct for name in solved)
+    score, best_score = (sum(a.score for a in of.values()) / len(of) for of in (after, before))
     why = ""
     if score < best_score - tolerance - ROUNDING:
-        why = f"right answers fell from {best_score:.3f} to {score:.3f} of {len(after)}"
+        why = f"the mean score fell from {best_score:.3f} to {score:.3f} of {len(after)}"
     elif lost > lost_share * len(solved) + ROUNDING:
         why = f"{lost} of {len(solved)} questions that were solved are no longer"
     values: dict[str, Any] = {
@@ -39,7 +40,7 @@ def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: fl
         "score": score,
         "best": best,
         "best_score": best_score,
-        "gained": sum(right and not before[name] for name, right in after.items()),
+        "gained": sum(a.correct and not before[name].correct for name, a in after.items()),
         "lost": lost,
     }
     return [Row.make(source_id=candidate, values=values)]

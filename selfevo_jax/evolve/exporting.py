@@ -20,6 +20,7 @@ from selfevo_jax.weights.model_files import save_model
 from selfevo_jax.weights.storage import atomic_folder
 
 CARD, GGUF = "README.md", "model.gguf"
+UNFINISHED = "?"  # no policy is called so
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,17 @@ class Trained:
 
 
 def find_trained(workdir: Path, policy: str | None) -> Trained:
-    """The policy called so, or the run's best: the last that was accepted, chosen or trained.
+    """The policy called so, or the best one of a finished run.
 
-    Raises UserError for a folder that is no run, a run without that policy, a damaged adapter.
+    Raises UserError for a folder that is no run, a run without that policy, a damaged adapter. What
+    a run that has not finished stands for may be a baseline or one of several candidates: it must
+    be named.
     """
     if not (workdir / "run.json").is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no run.json")
     run = read_json(workdir / "run.json")
-    name, adapter = _adapter(workdir, run["policies"], policy or run.get("best"))
+    best = run.get("best") if run.get("finished") else UNFINISHED
+    name, adapter = _adapter(workdir, run["policies"], policy or best)
     StageFolder(workdir / Path(adapter).parent).verify()
     quant = read_json(workdir / "config.json")["compute"].get("quant", "none")
     return Trained(name, workdir / adapter, run["model"], quant)
@@ -51,6 +55,7 @@ def _adapter(workdir: Path, policies: dict[str, dict], wanted: str | None) -> tu
     trained = {name: kept["adapter"] for name, kept in policies.items() if kept["adapter"]}
     if wanted not in trained:
         reasons = {
+            UNFINISHED: "the run has not finished: name a policy with --policy",
             None: "the run ends with no policy or with several: name one with --policy",
             "base": "the base model is still the best one",
         }

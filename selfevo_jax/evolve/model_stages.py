@@ -23,6 +23,7 @@ from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.pure import PureStages, inputs_of, with_given
 from selfevo_jax.evolve.settings import Messages
+from selfevo_jax.evolve.stages import Work
 from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.evolve.views import Records, View
 from selfevo_jax.judge import asking as judge_asking
@@ -263,7 +264,9 @@ class ModelStages(PureStages):
     ) -> Records[Answer]:
         """Greedy answers of `policy` to `n` (`evaluate.n`) questions of a split, marked.
 
-        They are always the same ones, of which none is in the training split.
+        They are always the same ones, of which none is in the training split. With the setting
+        `weigh_letters`, where a method has it, the questions are multiple choice, and the likeliest
+        of the letters that they show is the answer.
         """
         settings = self.config.evaluate.to_dict()
         number = n or settings["n"]
@@ -273,13 +276,13 @@ class ModelStages(PureStages):
         self._need(name, split, 0, number)
         recipe = Recipe(
             items=lambda: ((prompt.id, prompt) for prompt in prompts()),
-            work=lambda: work.answered(self._generator(policy), policy.name, self.task, params),
+            work=lambda: self._answering(policy, params),
             total=number,
             unit="answers",
             data=f"{self.task.name} {split}",
             model=policy.name,
         )
-        asked = {"n": number, "split": split}
+        asked = {"n": number, "split": split} | ({"weigh_letters": True} if self._weighs else {})
         return self.records(
             name, Answer, recipe,
             settings=self._generation(settings) | self._task_settings() | asked,
@@ -385,6 +388,17 @@ class ModelStages(PureStages):
         stage = f"round_{self.round:02d}/{self.branch}{name}"
         need = Need(first + number, number, stage)
         self.needs[split] = max(self.needs.get(split, need), need, key=lambda one: one.total)
+
+    @property
+    def _weighs(self) -> bool:
+        return self.config.get("weigh_letters", False)
+
+    def _answering(self, policy: Policy, params: SamplingParams) -> Work:
+        generator = self._generator(policy)
+        if not self._weighs:
+            return work.answered(generator, policy.name, self.task, params)
+        begin = "" if self.backend.tokenizer(policy).chat else "\n"
+        return work.lettered(generator, policy.name, self.task, begin)
 
     def _generator(self, policy: Policy) -> Generator:
         """The engine of a policy, watched by the meter."""

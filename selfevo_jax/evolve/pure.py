@@ -12,7 +12,7 @@ from selfevo_jax.evolve.keys import code_key
 from selfevo_jax.evolve.views import R, Records, View
 from selfevo_jax.records import Record, Row, canonical_json
 from selfevo_jax.text.data_files import read_jsonl
-from selfevo_jax.text.datasets import read_examples
+from selfevo_jax.text.datasets import detected, read_examples
 
 Reader = Callable[[str], Iterable[Mapping[str, Any]]]
 
@@ -88,7 +88,12 @@ class PureStages(Stages):
         function: Callable[[Mapping[str, Any]], R | None],
         kind: type[R],
     ) -> Records[R]:
-        """As `read`, of a source and rows as `text.datasets.read_examples` knows them."""
+        """As `read`, of a source and rows as `text.datasets.read_examples` knows them.
+
+        What its rows were taken for is said with the plan.
+        """
+        if self.planning:
+            self.progress.say(f"{source}: rows in the format {detected(source)}")
         return self._read(name, source, read_examples, function, kind)
 
     def _read(

@@ -111,8 +111,13 @@ class Run(ModelStages):
         return self._questions(name, "test", 0, n or self.config.evaluate.n)
 
     def validation(self, n: int, *, name: str = "validation") -> Records[Prompt]:
-        """`n` questions to choose policies by: neither trained on nor reported."""
-        return self._questions(name, "validation", 0, n)
+        """`n` questions to choose policies by: neither trained on nor reported.
+
+        They are none of those by which a round is accepted: what was chosen on these is judged on
+        others.
+        """
+        accepting = self.config.get("accept", {}).get("questions", 0)
+        return self._questions(name, "validation", accepting, n)
 
     def band(self, samples: Records[Sample], prompts: Records[Prompt]) -> Records[Sample]:
         """The samples of prompts whose share of right ones lies inside `difficulty.between`.
@@ -169,6 +174,24 @@ class Run(ModelStages):
             with self.within(name):
                 self._gauge(policy)
         return policy
+
+    def merge(
+        self,
+        policies: Sequence[Policy],
+        *,
+        how: str = "ties",
+        density: float = 0.2,
+        name: str = "merge",
+    ) -> Policy:
+        """The base with the adapters of several policies merged; see `selfevo_jax.models.merge`.
+
+        It is gauged as one that was trained.
+        """
+        merged = super().merge(policies, how=how, density=density, name=name)
+        if self.config.gauges.questions:
+            with self.within(name):
+                self._gauge(merged)
+        return merged
 
     def choose(self, policies: Iterable[Policy], values: View, *, name: str = "choose") -> Policy:
         """The policy with the highest `value` in rows whose `source_id` are the policies' names."""
@@ -255,6 +278,7 @@ def _steps(policy: Policy) -> View:
     file = policy.adapter.parent / "metrics.jsonl"
 
     def read() -> Iterator[tuple[str, Any]]:
-        return ((str(number), row) for number, row in enumerate(read_jsonl(file)))
+        rows = read_jsonl(file) if file.exists() else []  # a merge has no steps
+        return ((str(number), row) for number, row in enumerate(rows))
 
     return View("steps", {"steps": policy.hash}, 1, read)

@@ -1,6 +1,6 @@
 """The tables that methods end with: who was right how often, and what that gained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfevo_jax.evaluate.stats import paired_difference, wilson_interval
@@ -11,21 +11,38 @@ def accuracy(answers: Sequence[Answer]) -> list[Row]:
     """A row for every policy: accuracy with its 95 % interval, mean length, gain over the first.
 
     Answers of one policy stand together; the gain is paired by prompt (`stats.paired_difference`).
+    Where a task gives marks between right and wrong, such as ROUGE-L, the mean score and its gain
+    stand beside.
     """
+    by_policy = answers_by_policy(answers)
+    first = next(iter(by_policy.values()), {})
+    marked = any(answer.score != answer.correct for answer in answers)
+    return [_policy(name, found, first, marked) for name, found in by_policy.items()]
+
+
+def answers_by_policy(answers: Sequence[Answer]) -> dict[str, dict[str, Answer]]:
+    """Policy -> prompt id -> answer."""
     by_policy: dict[str, dict[str, Answer]] = {}
     for answer in answers:
         by_policy.setdefault(answer.policy, {})[answer.prompt_id] = answer
-    first = next(iter(by_policy.values()), {})
-    return [_policy(name, found, first) for name, found in by_policy.items()]
+    return by_policy
 
 
-def _policy(name: str, found: dict[str, Answer], first: dict[str, Answer]) -> Row:
+def _policy(
+    name: str, found: Mapping[str, Answer], first: Mapping[str, Answer], marked: bool
+) -> Row:
     right, n = sum(answer.correct for answer in found.values()), len(found)
     values: dict[str, Any] = {"policy": name, "n": n, **share("accuracy", right, n)}
+    if marked:
+        values["score"] = sum(answer.score for answer in found.values()) / n
     values["parsed"] = sum(answer.parsed is not None for answer in found.values()) / n
     values["tokens"] = sum(answer.tokens for answer in found.values()) / n
+    both = [(first[key], found[key]) for key in found if key in first]
     if found is not first:
-        values |= gain([(first[key].correct, found[key].correct) for key in found if key in first])
+        values |= gain([(before.correct, after.correct) for before, after in both])
+        if marked:
+            more = gain([(before.score, after.score) for before, after in both])
+            values |= {f"score_{key}": value for key, value in more.items()}
     return Row.make(source_id=name, values=values)
 
 
@@ -35,7 +52,7 @@ def share(name: str, right: int, n: int) -> dict[str, Any]:
     return {name: right / n, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def gain(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+def gain(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """What (before, after) of the same items gained, with its paired 95 % interval."""
     before, after = ([float(pair[side]) for pair in pairs] for side in (0, 1))
     difference = paired_difference(before, after)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from selfevo_jax.evaluate.task import Task
+from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.task import Task, letters_shown
 from selfevo_jax.evolve.acquire import statistics
 from selfevo_jax.evolve.keys import source_version
 from selfevo_jax.evolve.stages import Item, Work
@@ -15,6 +16,7 @@ from selfevo_jax.records import Answer, Prompt, Record, Row, Sample, Vector, Ver
 from selfevo_jax.sample.protocol import (
     Completion,
     Generator,
+    LabelRequest,
     Request,
     SamplingParams,
     ScoreRequest,
@@ -24,6 +26,7 @@ from selfevo_jax.sample.protocol import (
 SAMPLER_VERSION = "1"
 EMBEDDER_VERSION = "1"
 SCORER_VERSION = "1"
+LEAD = "Answer: ("  # of a letter that is weighed, not written
 LOGP_DIGITS = 4  # kept of a log-probability; the rest differs with how requests were batched
 VECTOR_DIGITS = 4
 
@@ -133,6 +136,28 @@ def answered(generator: Generator, policy: str, task: Task, sampling: SamplingPa
         return mark(task, policy, item.value, completion.text, len(completion.tokens))
 
     return generated(generator, request, record)
+
+
+def lettered(generator: Generator, policy: str, task: Task, begin: str) -> Work:
+    """Held-out multiple choice -> Answer: the letter that is likeliest after `begin` and LEAD."""
+
+    def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
+        waiting: dict[str, tuple[Item, tuple[str, ...]]] = {}
+
+        def requests() -> Iterator[LabelRequest]:
+            for item in items:
+                letters = letters_shown(item.value)
+                if not letters:
+                    raise UserError(f"{task.name}: prompt {item.id} shows no options with letters")
+                waiting[item.id] = item, letters
+                yield LabelRequest(item.id, item.value.messages, letters, begin + LEAD)
+
+        for labels in generator.labels(requests()):
+            item, letters = waiting.pop(labels.id)
+            best = max(range(len(letters)), key=labels.logps.__getitem__)
+            yield item, [mark(task, policy, item.value, f"Answer: ({letters[best]})", 0)]
+
+    return work
 
 
 def mark(task: Task, policy: str, prompt: Prompt, text: str, tokens: int) -> Answer:

@@ -7,6 +7,7 @@ norms, rotations and softmax are below one in a hundred at the widths of real mo
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 
 import jax
@@ -59,9 +60,17 @@ def train_flops(
 
 def mfu(flops: float, seconds: float, devices: Sequence[jax.Device]) -> float | None:
     """Share of the devices' bf16 peak; None for a device whose peak is not listed."""
-    kind = devices[0].device_kind
-    found = [peak for name, peak in PEAKS.items() if kind == name or kind.startswith(name + " ")]
-    return flops / (seconds * len(devices) * found[-1]) if found else None
+    peak = peak_of(devices[0].device_kind)
+    return None if peak is None else flops / (seconds * len(devices) * peak)
+
+
+def peak_of(kind: str) -> float | None:
+    """The peak of a kind of device: that of the longest name it begins with.
+
+    "TPU v5 lite" is no "TPU v5", and "NVIDIA A100-SXM4-80GB" is an A100.
+    """
+    found = [name for name in PEAKS if re.match(rf"{re.escape(name)}(?![A-Za-z0-9])", kind)]
+    return PEAKS[max(found, key=len)] if found else None
 
 
 def _kernels(config: ModelConfig) -> float:

@@ -16,10 +16,12 @@ KINDS = {0: "prompts alone", 1: "with a completion", 2: "preference pairs"}
 
 @dataclass
 class Check:
-    """The findings. `faults`: what must not be trained on -> where; `notes`: what is only worth
+    """The findings. `format`: what the rows were taken for (`data_files.detect_format`), "" where
+    none could be read. `faults`: what must not be trained on -> where; `notes`: what is only worth
     knowing -> how often; `lengths`: part -> its sizes, in characters or tokens."""
 
     rows: int = 0
+    format: str = ""
     kinds: Counter[int] = field(default_factory=Counter)
     faults: dict[str, list[str]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
@@ -39,15 +41,14 @@ def check(source: str | Path, size: Callable[[str], int] = len, max_length: int 
     ids: dict[str, int] = {}
     contents: dict[str, bool | None] = {}
     prompts: set[str] = set()
-    format_ = None
     for number, row in numbered_rows(source):
         found.rows += 1
         try:
             kind = detect_format([row])
-            format_ = format_ or kind
-            if kind != format_:
-                raise UserError(f"a {kind} row in a file of {format_} rows")
-            example = to_example(row, format_, f"line {number}")
+            found.format = found.format or kind
+            if kind != found.format:
+                raise UserError(f"a {kind} row in a file of {found.format} rows")
+            example = to_example(row, found.format, f"line {number}")
         except UserError as error:
             _add(found, _without_place(str(error), number), number)
             continue
@@ -59,7 +60,8 @@ def check(source: str | Path, size: Callable[[str], int] = len, max_length: int 
 def report(source: str | Path, found: Check, unit: str = "characters") -> str:
     """The findings as lines of text."""
     kinds = ", ".join(f"{count} {KINDS.get(n, n)}" for n, count in sorted(found.kinds.items()))
-    lines = [f"{source}: {found.rows} rows" + (f": {kinds}" if kinds else "")]
+    taken = f" in the format {found.format}" if found.format else ""
+    lines = [f"{source}: {found.rows} rows{taken}" + (f": {kinds}" if kinds else "")]
     for part, sizes in found.lengths.items():
         low, middle, high = _quantiles(sizes)
         lines.append(f"  {part}: {low} to {high} {unit}, half up to {middle}")

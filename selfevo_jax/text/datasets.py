@@ -39,6 +39,13 @@ def numbered_rows(source: str | Path) -> Iterator[tuple[int, Row]]:
         yield number, {key: _plain(value) for key, value in row.items() if value is not None}
 
 
+def detected(source: str | Path) -> str:
+    """The format of a source (a key of `data_files.FORMATS`), by its first row."""
+    for number, row in numbered_rows(source):
+        return format_at(row, f"{source}:{number}")
+    raise UserError(f"{source} holds no rows")
+
+
 def read_examples(source: str | Path) -> Iterator[Row]:
     """Rows of a source in any known format, as {"id", "messages", "completions"}.
 

@@ -10,10 +10,12 @@ from selfevo_jax.evolve.acquire import (
     by_uncertainty,
     facility_location,
     k_centre,
+    spread_over,
     statistics,
+    study,
     without_near_copies,
 )
-from selfevo_jax.records import Example, Prompt, Row, Sample, Vector
+from selfevo_jax.records import Answer, Example, Prompt, Row, Sample, Vector
 
 
 def question(number: int) -> Prompt:
@@ -52,11 +54,49 @@ def test_the_least_sure_come_first(strategy):
     sure = {"mean_entropy": 0.1, "max_entropy": 0.2, "mean_margin": 0.9, "min_margin": 0.8}
     unsure = {"mean_entropy": 2.0, "max_entropy": 3.0, "mean_margin": 0.1, "min_margin": 0.0}
     middle = {"mean_entropy": 1.0, "max_entropy": 1.0, "mean_margin": 0.5, "min_margin": 0.4}
-    logps = {"mean_logp": -0.5}, {"mean_logp": -2.0}, {"mean_logp": -0.1}
+    logps = [{"mean_logp": logp, "sum_logp": 3 * logp} for logp in (-0.5, -2.0, -0.1)]
     rows = judged(middle | logps[0], unsure | logps[1], sure | logps[2])
     chosen = by_uncertainty(rows, 2, strategy)
     assert [row.source_id for row in chosen] == [question(1).id, question(0).id]
     assert [row.values["rank"] for row in chosen] == [0, 1]
+
+
+def test_the_uncertain_can_be_spread_over_their_kinds():
+    """Two near copies lead the shortlist: the second of them is not taken."""
+    rows = [
+        (
+            Row.make(source_id=f"{n}", values={"rank": n, "strategy": "entropy", "score": 9.0 - n}),
+            Vector.make(source_id=f"{n}", policy="p", values=vector),
+        )
+        for n, vector in enumerate([(0.0, 1.0), (0.0, 0.99), (1.0, 0.0), (0.7, 0.7)])
+    ]
+    chosen = spread_over(rows, 3)
+    assert [row.source_id for row in chosen] == ["0", "2", "3"]
+    assert [row.values["rank"] for row in chosen] == [0, 1, 2]
+    assert [row.values["score"] for row in chosen] == [9.0, 7.0, 6.0]
+
+
+def test_the_study_tells_the_gain_over_chance_at_the_same_m():
+    def line(policy: str, marks: str) -> list[Answer]:
+        return [
+            Answer.make(
+                prompt_id=f"{n}", task="t", policy=policy, text=f"{n}", parsed="1", gold="1",
+                score=float(mark == "x"), correct=mark == "x", tokens=1,
+            )
+            for n, mark in enumerate(marks)
+        ]  # fmt: skip
+
+    answers = [
+        *line("base", "...."), *line("random-1.round_01", "x..."),
+        *line("random-2.round_02", "xx.."), *line("min_margin-2.round_02", "xxx."),
+    ]  # fmt: skip
+    rows = [row.values for row in study(answers)]
+    assert [(r.get("strategy"), r.get("m")) for r in rows] == [
+        (None, None), ("random", 1), ("random", 2), ("min_margin", 2),
+    ]  # fmt: skip
+    assert rows[3]["over_random"] == 0.25 and rows[3]["gain"] == 0.75
+    assert rows[3]["over_random_low"] < 0.25 < rows[3]["over_random_high"]
+    assert not any("over_random" in row for row in rows[:3])
 
 
 def test_k_centre_takes_the_farthest_from_all_centres():

@@ -5,6 +5,12 @@ import json
 import pytest
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.tasks import get_task
+from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.sample.protocol import LabelRequest
+
+COMPUTE = {"dtype": "float32", "remat": "none", "mesh": "1,-1,1", "slots": 8, "max_length": 1024}
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +71,55 @@ def test_the_pool_can_be_of_middling_difficulty(method):
     assert bought and bought <= set(middling)
 
 
+def test_letters_are_weighed_and_not_written(method, tmp_path):
+    """Multiple choice: what is answered is the likeliest of the letters shown, and nothing else."""
+    rows = [
+        {"question": f"Which is {n}?", "choices": [f"{n}", "p", "q", "r"], "answer": n % 4}
+        for n in range(40)
+    ]
+    for name, part in (("auxiliary_train/train", rows[:30]), ("anatomy/test", rows[30:])):
+        path = tmp_path / f"mmlu/{name}.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    config = tmp_path / "letters.py"
+    config.write_text(
+        "from selfevo_jax.config import load_config\n"
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config(arg=None):\n"
+        f"    config = ConfigDict(load_config({str(method('x').config)!r}).to_dict())\n"
+        "    config.task.name = 'mmlu'\n"
+        f"    config.task.args = {{'data_dir': {str(tmp_path)!r}}}\n"
+        "    return config.lock()\n"
+    )
+    run = method("letters")
+    run.config = str(config)
+    run("weigh_letters=true", "acquire.strategies=('random',)", "acquire.budget=2", "pool.n=8")
+    answers = run.rows("round_00/evaluate")
+    assert {row["tokens"] for row in answers} == {0} and len(answers) == 4
+    assert all(row["parsed"] in "ABCD" and row["text"] == f"Answer: ({row['parsed']})"
+               for row in answers)  # fmt: skip
+    model = JaxModel("random:tiny?seed=0", COMPUTE, Progress())
+    prompts = {p.id: p for p in get_task("mmlu", data_dir=tmp_path).prompts("test", 4, 0)}
+    asked = [
+        LabelRequest(
+            row["prompt_id"], prompts[row["prompt_id"]].messages, tuple("ABCD"), "Answer: ("
+        )
+        for row in answers
+    ]
+    weighed = {one.id: one.logps for one in model.generator(None).labels(asked)}
+    for row in answers:
+        logps = weighed[row["prompt_id"]]
+        assert "ABCD".index(row["parsed"]) == logps.index(max(logps))
+
+
 def test_the_study_is_one_table(run):
     rows = [row["values"] for row in run.rows("round_02/table")]
     names = ["base", "random-2.round_02", "entropy-2.round_02", "k_centre-2.round_02"]
     assert [row["policy"] for row in rows] == names
+    assert [(row.get("strategy"), row.get("m")) for row in rows[1:]] == [
+        ("random", 2), ("entropy", 2), ("k_centre", 2),
+    ]  # fmt: skip
+    assert all("over_random" in row for row in rows[2:])
 
 
 def test_killed_and_gone_on_with_it_is_the_same(method, content_of):

@@ -12,6 +12,7 @@ from selfevo_jax.evolve.engine import Recipe, Stages
 from selfevo_jax.evolve.exporting import export, find_trained
 from selfevo_jax.evolve.pairs import right_against_older_wrong
 from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.tables import accuracy
 from selfevo_jax.evolve.tiny import random_model
 from selfevo_jax.records import Answer, Prompt, Row, Sample, Verdict
 from selfevo_jax.report.summary import summarise
@@ -56,6 +57,39 @@ def test_a_round_must_not_fall_nor_lose_what_was_solved(
     assert row.values["gained"] == both.count((".", "x"))
 
 
+def test_a_task_that_gives_marks_is_decided_by_its_mean_score():
+    """Of free text hardly any answer is right to the letter: ROUGE-L says what it is worth."""
+
+    def marked(policy: str, *scores: float) -> list[Answer]:
+        return [
+            Answer.make(
+                prompt_id=f"{n}", task="t", policy=policy, text=f"{n}", parsed="1", gold="1",
+                score=score, correct=score == 1.0, tokens=1,
+            )
+            for n, score in enumerate(scores)
+        ]  # fmt: skip
+
+    worse = [*marked("old", 0.5, 0.7), *marked("new", 0.6, 0.4)]
+    (row,) = decisions.verdict_on_round(worse, 0.0, 1.0)
+    assert "mean score fell from 0.600 to 0.500" in row.values["why"]
+    first, second = (row.values for row in accuracy(worse))
+    assert (first["score"], second["score"]) == (0.6, 0.5) and first["accuracy"] == 0.0
+    assert second["score_gain"] == pytest.approx(-0.1) and second["gain"] == 0.0
+    assert second["score_gain_low"] < -0.1 < second["score_gain_high"]
+    plain = [row.values for row in accuracy([*answers("old", "x."), *answers("new", "xx")])]
+    assert not any("score" in values for values in plain)
+
+
+def test_what_is_chosen_by_validation_is_accepted_by_other_questions(method):
+    """A policy that was the best of several on some questions is judged too kindly by these."""
+    run = method("slices")
+    run.config = run.config.replace("decisions", "refeval")
+    run("judges=('refeval',)", "betas=(0.05,)", "accept.questions=3", "validation.questions=4")
+    chosen = {row["id"] for row in run.rows("round_01/refeval.validation")}
+    accepted = {row["prompt_id"] for row in run.rows("round_01/refeval.validate")}
+    assert len(chosen) == 4 and len(accepted) == 3 and not chosen & accepted
+
+
 def stage_of(run, stage: str) -> dict:
     return json.loads((run.workdir / stage / "stage.json").read_text())
 
@@ -87,6 +121,12 @@ def test_a_refused_round_is_rolled_back_and_the_best_is_exported(mini, tmp_path)
     second = stage_of(mini, "round_02/train")["stage"]["inputs"]
     assert second["start"] != second["base"]
     best = find_trained(mini.workdir, None)
+    kept = (mini.workdir / "run.json").read_text()
+    (mini.workdir / "run.json").write_text(kept.replace('"finished": true', '"finished": false'))
+    with pytest.raises(UserError, match="has not finished: name a policy with --policy; trained:"):
+        find_trained(mini.workdir, None)
+    assert find_trained(mini.workdir, best.name) == best
+    (mini.workdir / "run.json").write_text(kept)
     export(best, tmp_path / "out", "peft", say, card="", dtype="float32")
     best = json.loads((mini.workdir / "run.json").read_text())["best"]
     exported = (tmp_path / "out/adapter_model.safetensors").read_bytes()

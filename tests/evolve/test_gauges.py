@@ -62,6 +62,16 @@ def test_limits_name_the_gauge_and_the_setting():
         gauges.refuse_collapse(row, {"entropy": None}, {"kl": 2.0})
 
 
+def test_a_merge_is_gauged_as_well(method):
+    """The policy that goes on is the merged one, and it can collapse where its parts do not."""
+    run = method("merged")
+    run.config = run.config.replace("gauges", "elite")
+    run("adapters=ties", "rounds=2", "baselines=()", "gauges.questions=2", "gauges.n=2")
+    (row,) = run.rows("round_02/merge.gauge")
+    assert row["values"]["policy"] == "round_02.merge" and "reward_gap" not in row["values"]
+    assert {r["policy"] for r in run.rows("round_02/merge.gauge_sample")} == {"round_02.merge"}
+
+
 def test_a_run_stops_at_a_limit_and_keeps_the_gauge(mini):
     gauged = ("gauges.questions=2", "gauges.n=2", "gauges.max_new_tokens=8", "evaluate.n=2")
     with pytest.raises(UserError, match=r"round_01 has collapsed: entropy is .* least\.entropy=50"):

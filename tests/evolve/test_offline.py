@@ -104,6 +104,13 @@ def test_what_cannot_be_learned_from_is_refused(fitted, rows, overrides, message
         fitted(rows, *overrides)
 
 
+def test_what_the_file_was_taken_for_is_said(method, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in pairs()))
+    said = method(tmp_path.name)(f"data.source={file}", dry_run=True)
+    assert "rows in the format preference" in said.replace("\n", " ")
+
+
 def test_a_file_must_be_given(method, tmp_path):
     with pytest.raises(UserError, match=r"config.data.source is not given: it must be FILE.jsonl"):
         method(tmp_path.name)("data.source=", f"model={tmp_path / 'not-opened'}")

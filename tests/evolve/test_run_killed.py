@@ -18,9 +18,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LIMIT = 1800  # seconds that one start of a miniature run may take
 QUICKSTART, COMBINED = "quickstart:tiny", "combined:both-tiny"
-KILLS = {
-    "active:tiny": 7, COMBINED: 7, "elite:tiny": 7, "meteor:tiny": 7, QUICKSTART: 8,
-    "refeval:tiny": 7, "reflectevo:tiny": 7,
+KILLS = {  # more than fifty: a run may end before its last one
+    "active:tiny": 7, COMBINED: 7, "elite:tiny": 7, "meteor:tiny": 7, "offline:tiny": 7,
+    QUICKSTART: 8, "refeval:tiny": 7, "reflectevo:tiny": 8,
 }  # fmt: skip
 # Wall clock, and what a killed run and an undisturbed one may name differently.
 TIMES = {"timings.jsonl", "goodput.jsonl", "log.jsonl", "summary.json", "report.html", ".lock"}
@@ -133,7 +133,7 @@ def test_a_combination_killed_five_times_gives_the_same_bytes(tmp_path, environm
 @pytest.mark.timeout(4 * LIMIT)
 @pytest.mark.parametrize(("config", "kills"), KILLS.items())
 def test_fifty_kills_change_no_byte(config, kills, tmp_path, environment):
-    assert sum(KILLS.values()) == 50
+    assert sum(KILLS.values()) - len(KILLS) >= 50
     whole, broken, rng = tmp_path / "whole", tmp_path / "killed", random.Random(config)
     finish(whole, environment, config)
     hits = 0

@@ -11,7 +11,7 @@ from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Numbers, Recipe, train_programs
-from selfevo_jax.models.flops import forward_flops, mfu, train_flops
+from selfevo_jax.models.flops import forward_flops, mfu, peak_of, train_flops
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import PRESETS, preset
@@ -69,3 +69,16 @@ def test_by_hand():
     kernels = 2 * (16 + 8 + 8 + 16 + 3 * 32)
     assert forward_flops(config, 2, 1, keys=2) == 3 * 2 * (kernels + 4 * 4 * 2) + 2 * 4 * 10
     assert mfu(1e12, 1.0, jax.devices()) is None  # no peak is listed for this CPU
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A1000", None),
+        ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("cpu", None),
+    ],
+)  # fmt: skip
+def test_the_peak_is_that_of_the_device(kind, peak):
+    """A v5e was taken for a v5p, more than twice as fast, and an A100 for nothing known."""
+    assert peak_of(kind) == peak

@@ -6,7 +6,7 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.text.check import check, report
-from selfevo_jax.text.datasets import read_examples
+from selfevo_jax.text.datasets import detected, read_examples
 
 PAIR = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
 
@@ -48,6 +48,22 @@ def test_every_fault_is_counted_with_its_lines(tmp_path):
     assert found.notes["rows whose prompt came before"] == 5
     text = report("x", found)
     assert "WRONG: equal chosen and rejected (1: lines 3)" in text and "not sound" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"instruction": "Add.", "input": "2 + 2", "output": "4"}, "alpaca"),
+        ({"conversations": [{"from": "human", "value": "2 + 2?"},
+                            {"from": "gpt", "value": "4"}]}, "sharegpt"),
+        (PAIR, "preference"),
+    ],
+)  # fmt: skip
+def test_what_the_rows_were_taken_for_is_said(tmp_path, row, name):
+    path = written(tmp_path, [row])
+    found = check(path)
+    assert found.format == name == detected(path)
+    assert f"1 rows in the format {name}: 1 " in report("x", found)
 
 
 def test_a_line_that_is_not_json_ends_the_reading(tmp_path):
