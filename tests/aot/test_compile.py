@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -156,3 +157,27 @@ def test_a_row_over_four_chips_takes_a_quarter_of_the_room():
 def test_only_training_splits_rows():
     with pytest.raises(UserError, match="only training"):
         Case("tiny", "decode", "v5e:2x2", mesh="1,2,1,2", batch=8).on_mesh()
+
+
+def test_a_second_copy_of_the_base_is_nowhere_in_dpo():
+    """Of every model and slice in docs/pods.md: DPO with LoRA takes what SFT with LoRA takes."""
+    cells = json.loads((Path(__file__).parents[2] / "docs/pods_table.json").read_text())
+    pairs = [
+        (cells[key.replace("sft_lora", "dpo_lora")], cell)
+        for key, cell in cells.items()
+        if "sft_lora" in key and key.replace("sft_lora", "dpo_lora") in cells
+    ]
+    assert len(pairs) >= 6
+    for dpo, sft in pairs:
+        assert dpo["hbm_bytes_per_chip"] <= 1.15 * sft["hbm_bytes_per_chip"]
+
+
+def test_the_shared_part_falls_with_the_chips():
+    """4 times the chips: what a chip keeps of a large model's training comes near a quarter."""
+    cells = json.loads((Path(__file__).parents[2] / "docs/pods_table.json").read_text())
+    for few, many, times in (("v4-8", "v4-32", 4), ("v5p-8", "v5p-32", 4)):
+        for step in ("sft_lora", "dpo_lora"):
+            small, large = (cells[f"llama3_8b {step} {name}"] for name in (few, many))
+            weights = 2 * 8.03e9  # bytes of the base in bfloat16
+            fewer = small["hbm_bytes_per_chip"] - large["hbm_bytes_per_chip"]
+            assert fewer > 0.9 * (weights / 4 - weights / (4 * times))

@@ -4,12 +4,15 @@ import shutil
 import socket
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from selfevo_jax.parallel.distributed import LOST
 
 SAMPLED = ("round_00/evaluate", "round_01/prompts", "round_01/sample", "round_01/pair")
 TRAIN = "round_01/train"
+ADAPTER = f"{TRAIN}/adapter/adapter_model.safetensors"
 
 
 def same(run, alone) -> None:
@@ -19,6 +22,10 @@ def same(run, alone) -> None:
         file = f"{stage}/records.jsonl"
         assert (run.workdir / file).read_bytes() == (alone.workdir / file).read_bytes(), stage
     assert run.losses() == pytest.approx(alone.losses(), abs=1e-6, rel=0)
+    found, expected = (load_file(r.workdir / ADAPTER) for r in (run, alone))
+    assert found.keys() == expected.keys() and len(found) > 4
+    for name, array in found.items():  # of arrays that no host held whole
+        np.testing.assert_allclose(array, expected[name], atol=1e-5, err_msg=name)
     answers = "round_01/evaluate/records.jsonl"
     assert run.rows(answers) == alone.rows(answers)
     assert not list(run.workdir.rglob("*.part.jsonl"))

@@ -12,6 +12,7 @@ from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
 from selfevo_jax.parallel.mesh import AXES, grid_of_slices, make_mesh
+from selfevo_jax.parallel.placement import placements, replication_warnings
 from selfevo_jax.parallel.rules import shardings, spec_for
 
 
@@ -48,6 +49,20 @@ def test_adapters_are_split_over_all_chips(mesh_4x2):
     )
     # 2 divides 66, 8 does not
     assert spec_for("layers/attn/q_proj/b", (2, 4, 66), mesh_4x2) == P(None, None, "tensor")
+
+
+def test_a_big_array_that_every_chip_holds_whole_is_named(mesh_4x2):
+    def array(rows: int, *axes):
+        spec = jax.sharding.NamedSharding(mesh_4x2, P(*axes))
+        return jax.ShapeDtypeStruct((rows, 1024), np.float32, sharding=spec)
+
+    tree = {"shared": array(8192, "fsdp"), "whole": array(8192), "small": array(8)}
+    assert replication_warnings(tree, 8) == [
+        "whole [8192, 1024] is replicated: 32 MiB on every chip"
+    ]
+    assert replication_warnings(tree, 1) == []
+    (shared,) = [p for p in placements(tree) if p.name == "shared"]
+    assert (shared.axes, shared.chip_bytes * 4) == ("fsdp", shared.bytes)
 
 
 def test_the_sequence_axis_holds_a_share_of_the_parameters():

@@ -4,6 +4,7 @@ Headers of safetensors and GGUF files are fuzzed beside their readers, in tests/
 """
 
 import json
+import os
 
 import jax
 import pytest
@@ -22,8 +23,9 @@ from selfevo_jax.text.tokenizer import Tokenizer
 from selfevo_jax.weights.hf_config import config_from_json, config_to_json
 from selfevo_jax.weights.peft import load_peft, save_peft
 
+TIMES = int(os.environ.get("SELFEVO_FUZZ", "1"))  # so many times the usual examples
 FUZZ = settings(
-    max_examples=150,
+    max_examples=150 * TIMES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -172,7 +174,7 @@ def test_tokenizers_of_any_kind(spec, config):
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "svamp", "boolq", "mbpp", "squad", "strategyqa"])
-@settings(parent=FUZZ, max_examples=30)
+@settings(parent=FUZZ, max_examples=30 * TIMES)
 @given(data=st.data())
 def test_task_files_of_any_kind(name, data, tmp_path):
     spec = FILE_TASKS[name]

