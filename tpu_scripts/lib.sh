@@ -9,6 +9,9 @@
 #   TRIES=4 RETRY_SECONDS=10          attempts at a step, and the first pause; each pause doubles
 #   POLL_SECONDS=30 WAIT_POLLS=2880   how often, and how many times, a waiting script looks
 #   MAX_RESTARTS=20                   how often watch.sh starts a job again
+#   STOP_SECONDS=60                   how long a job that is stopped has to save, before it is killed
+# Job files read RUNS=runs, where the workdirs are kept, and DATA=data, the folder of the tasks' files;
+# one that is not absolute is in ~/selfevo of a worker.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -23,12 +26,21 @@ RETRY_SECONDS=${RETRY_SECONDS:-10}
 POLL_SECONDS=${POLL_SECONDS:-30}
 WAIT_POLLS=${WAIT_POLLS:-2880}
 MAX_RESTARTS=${MAX_RESTARTS:-20}
+STOP_SECONDS=${STOP_SECONDS:-60}
+# shellcheck disable=SC2034
+MISTAKE=2 # exit status of a user's mistake, here and in `selfevo`
 
 say() { printf '== %s\n' "$*" >&2; }
 
 die() {
     printf 'error: %s\n' "$*" >&2
     exit 1
+}
+
+# What the user has to mend: watch.sh does not try it again.
+mistake() {
+    printf 'error: %s\n' "$*" >&2
+    exit "$MISTAKE"
 }
 
 # Takes --dry-run out of the arguments; the rest is left in the array `args`.
@@ -44,7 +56,7 @@ parse() {
 need_machine() {
     local name
     for name in TPU_NAME TPU_PROJECT TPU_ZONE; do
-        [ -n "${!name:-}" ] || die "$name is not set: export it (see tpu_scripts/lib.sh)"
+        [ -n "${!name:-}" ] || mistake "$name is not set: export it (see tpu_scripts/lib.sh)"
     done
     where=(--project="$TPU_PROJECT" --zone="$TPU_ZONE")
 }
@@ -82,6 +94,14 @@ retry_on_workers() {
     retry gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${where[@]}" --worker="$1" --command="$2"
 }
 
+# Shell for a worker: `processes_of JOB` prints the numbers of the job's processes. Each of them has
+# inherited SELFEVO_JOB, so it is found in whatever group it is, and never another's process that has
+# got its number, as after a reboot.
+# shellcheck disable=SC2034,SC2016
+define_processes_of='processes_of() {
+    grep -lzxF "SELFEVO_JOB=$HOME/.selfevo/$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3
+}'
+
 # describe KIND FORMAT: one field of the request (queued-resources) or the machine (tpu-vm): ABSENT
 # when there is none, UNKNOWN when the question itself failed, which says nothing about the machine.
 describe() {
@@ -115,11 +135,23 @@ worker_numbers() {
 
 # load_job FILE: reads a job file, which sets the name JOB and the array COMMAND.
 load_job() {
-    [ -n "${1:-}" ] || die "name a job file, for example tpu_scripts/jobs/quickstart.sh"
-    [ -f "$1" ] || die "$1: there is no such job file (see tpu_scripts/jobs/)"
+    [ -n "${1:-}" ] || mistake "name a job file, for example tpu_scripts/jobs/quickstart.sh"
+    [ -f "$1" ] || mistake "$1: there is no such job file (see tpu_scripts/jobs/)"
     JOB="" COMMAND=()
     # shellcheck source=/dev/null
     source "$1"
-    [[ "$JOB" =~ ^[a-z0-9_-]+$ ]] || die "$1: JOB must be lower-case letters, digits, _ or -"
-    [ "${#COMMAND[@]}" -gt 0 ] || die "$1: COMMAND is empty"
+    [[ "$JOB" =~ ^[a-z0-9_-]+$ ]] || mistake "$1: JOB must be lower-case letters, digits, _ or -"
+    [ "${#COMMAND[@]}" -gt 0 ] || mistake "$1: COMMAND is empty"
+    case "${DATA:-}" in
+    *://*) mistake "DATA=$DATA: the tasks read local files; copy them to a folder that every host sees" ;;
+    esac
+}
+
+check_secrets() {
+    [ -n "${SECRETS_FILE:-}" ] || return 0
+    [ -f "$SECRETS_FILE" ] || mistake "SECRETS_FILE=$SECRETS_FILE: there is no such file"
+    case "$(stat -c %a "$SECRETS_FILE")" in
+    ?00) ;;
+    *) mistake "$SECRETS_FILE can be read by others: chmod 600 it" ;;
+    esac
 }

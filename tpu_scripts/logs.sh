@@ -6,10 +6,10 @@ parse "$@"
 need_machine
 
 job=${args[0]:-}
-[[ "$job" =~ ^[a-z0-9_-]+$ ]] || die "name the job, for example: tpu_scripts/logs.sh quickstart"
+[[ "$job" =~ ^[a-z0-9_-]+$ ]] || mistake "name the job, for example: tpu_scripts/logs.sh quickstart"
 case "${args[1]:-50}" in
 --follow) tail_options="-n 50 -F" ;;
-*[!0-9]*) die "${args[1]}: give a number of lines or --follow" ;;
+*[!0-9]*) mistake "${args[1]}: give a number of lines or --follow" ;;
 *) tail_options="-n ${args[1]:-50}" ;;
 esac
 

@@ -6,13 +6,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse "$@"
 load_job "${args[0]:-}"
+check_secrets
 
 # A secrets file is read by the job itself: its values are on no command line and in no script.
 body="#!/usr/bin/env bash
 set -euo pipefail
 cd $(printf '%q' "$repo")
 PATH=\$PWD/.venv/bin:\$PATH
-$(if [ -n "${SECRETS_FILE:-}" ]; then printf 'set -a; . %q; set +a' "$SECRETS_FILE"; fi)
+$(if [ -n "${SECRETS_FILE:-}" ]; then printf 'set -a; . %q; set +a' "$(realpath "$SECRETS_FILE")"; fi)
 exec srun --kill-on-bad-exit=1 --label $(printf '%q ' "${COMMAND[@]}")"
 
 run mkdir -p "$repo/runs/logs"

@@ -4,7 +4,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 parse "$@"
 need_machine
-load_job "${args[0]:-}" # a wrong job file is found before a machine is paid for
+# What is wrong here is found before a machine is paid for.
+load_job "${args[0]:-}"
+check_secrets
 
 "$scripts/create.sh"
 "$scripts/copy.sh"

@@ -133,4 +133,4 @@ def test_a_method_has_its_own_keys_only():
 def test_jobs_give_the_folder_above_the_tasks_own():
     jobs = sorted((CONFIGS.parent / "tpu_scripts/jobs").glob("*.sh"))
     given = [line for job in jobs for line in job.read_text().splitlines() if "data_dir=" in line]
-    assert len(given) == 5 and all(line.endswith('data_dir="${RUNS:-runs}/data"') for line in given)
+    assert len(given) == 5 and all(line.endswith('data_dir="${DATA:-data}"') for line in given)

@@ -1,15 +1,18 @@
 """A stand-in for the `gcloud` and `sbatch` programs, which the tests put on PATH.
 
 It writes every call down, keeps the state of one machine in files, and really runs what is sent to
-a worker: each worker is a folder that the command gets as its HOME. `fail.json` names calls that
-must fail, and how often.
+a worker: each worker is a folder that the command gets as its HOME. `created` has the states of a
+new request, one a line, a paragraph for each request. `fail.json` names calls that must fail, and
+how often.
 
 Run as: gcloud ...      with FAKE_CLOUD naming the folder of the state
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,21 +49,32 @@ def workers(argv: list[str]) -> list[Path]:
 def next_state(name: str) -> str:
     """The first line of a state file; earlier lines are used up, the last one stays."""
     path = CLOUD / name
-    if not path.exists():
-        sys.exit("ERROR: (gcloud) NOT_FOUND: the resource was not found")
-    lines = path.read_text().split()
+    lines = path.read_text().split() if path.exists() else ["ABSENT"]
     path.write_text("\n".join(lines[1:] or lines))
+    if lines[0] == "ABSENT":
+        sys.exit("ERROR: (gcloud) NOT_FOUND: the resource was not found")
     return lines[0]
 
 
 def create() -> None:
-    (CLOUD / "queue").write_text((CLOUD / "created").read_text())
+    states, *more = (CLOUD / "created").read_text().split("\n\n")
+    (CLOUD / "queue").write_text(states)
+    (CLOUD / "created").write_text("\n\n".join(more or [states]))
     (CLOUD / "machine").write_text("READY")
     for number in range(2):
-        (CLOUD / "workers" / str(number)).mkdir(parents=True)
+        (CLOUD / "workers" / str(number)).mkdir(parents=True, exist_ok=True)
+
+
+def end_processes() -> None:
+    """Nothing runs on a machine that is gone."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # another user's, or it has ended
+            if f"HOME={CLOUD}/workers/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def delete() -> None:
+    end_processes()
     shutil.rmtree(CLOUD / "workers")
     (CLOUD / "queue").unlink()
     (CLOUD / "machine").unlink()

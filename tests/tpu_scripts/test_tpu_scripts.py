@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,103 +13,12 @@ from selfevo_jax.cli.run import PREFIX
 from selfevo_jax.config import load_config
 
 REPO = Path(__file__).resolve().parents[2]
-FAKE = Path(__file__).parent / "fake_cloud.py"
 AWKWARD = ["two words", "it's", "$HOME", "a\nb", '"quoted"', "*", "back\\slash", ""]
 SHELL_FILES = [
     *sorted(REPO.glob("tpu_scripts/**/*.sh")),
     *sorted(REPO.glob("constraints/*.sh")),
     REPO / ".ci/run",
 ]
-
-
-class Cloud:
-    """One fake cloud, one small checkout whose path has a space in it, and a way to run scripts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder / "cloud"
-        self.checkout = folder / "check out"
-        self._make_programs(folder / "bin")
-        self._make_checkout()
-        self.environment = {
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "HOME": str(folder),
-            "FAKE_CLOUD": str(self.state),
-            "TPU_NAME": "pod",
-            "TPU_PROJECT": "science",
-            "TPU_ZONE": "zone-a",
-            "RETRY_SECONDS": "0",
-            "POLL_SECONDS": "0.2",
-            "WAIT_POLLS": "5",
-        }
-
-    def _make_programs(self, folder: Path) -> None:
-        folder.mkdir()
-        (self.state / "workers").mkdir(parents=True)
-        (self.state / "created").write_text("ACTIVE")
-        for name in ("gcloud", "sbatch"):
-            program = folder / name
-            program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
-            program.chmod(0o755)
-
-    def _make_checkout(self) -> None:
-        shutil.copytree(REPO / "tpu_scripts", self.checkout / "tpu_scripts")
-        (self.checkout / "constraints").mkdir()
-        for name, body in (
-            ("find_python.sh", "echo python"),
-            ("install.sh", 'mkdir -p "$1" && echo "$@" >"$1/installed"'),
-        ):
-            script = self.checkout / "constraints" / name
-            script.write_text(f"#!/usr/bin/env bash\n{body}\n")
-            script.chmod(0o755)
-        (self.checkout / "a file with spaces.txt").write_text("kept whole")
-        subprocess.run(["git", "init", "-q", str(self.checkout)], check=True)
-
-    def run(self, script: str, *argv: str, **settings: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [str(self.checkout / "tpu_scripts" / script), *argv],
-            env=self.environment | settings,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-        )
-
-    def done(self, script: str, *argv: str, **settings: str) -> str:
-        result = self.run(script, *argv, **settings)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def job(self, command: list[str]) -> str:
-        """A job file that runs `command`, its arguments quoted by Python."""
-        quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in command)
-        path = self.checkout / "tpu_scripts/jobs/trial.sh"
-        path.write_text(f"JOB=trial\nCOMMAND=({quoted})\n")
-        return str(path)
-
-    def calls(self) -> list[list[str]]:
-        path = self.state / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def steps(self) -> list[str]:
-        """The verbs that changed something, in order."""
-        return [call[4] for call in self.calls() if call[4] not in ("describe",)]
-
-    def fail(self, part: str, times: int) -> None:
-        (self.state / "fail.json").write_text(json.dumps({part: times}))
-
-    def worker(self, number: int) -> Path:
-        return self.state / "workers" / str(number)
-
-    def wait_for_end(self, job: str = "trial") -> None:
-        deadline = time.monotonic() + 20
-        while any(not (self.worker(n) / f".selfevo/{job}.rc").exists() for n in (0, 1)):
-            assert time.monotonic() < deadline, "the job did not end"
-            time.sleep(0.05)
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Cloud:
-    return Cloud(tmp_path)
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
@@ -121,7 +29,7 @@ def test_shell_is_clean(path: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_up_runs_the_steps_in_order_on_all_workers(cloud: Cloud) -> None:
+def test_up_runs_the_steps_in_order_on_all_workers(cloud) -> None:
     cloud.done("up.sh", cloud.job(["true"]))
     assert cloud.steps() == ["create", "ssh", "scp", "ssh", "ssh", "ssh"]
     remote = [call for call in cloud.calls() if call[4] in ("ssh", "scp")]
@@ -135,19 +43,22 @@ def test_up_runs_the_steps_in_order_on_all_workers(cloud: Cloud) -> None:
         assert (home / ".selfevo/trial.rc").read_text() == "0\n"
 
 
-def test_dry_run_prints_every_command_and_calls_nothing(cloud: Cloud) -> None:
+def test_dry_run_prints_every_command_and_calls_nothing(cloud) -> None:
     printed = cloud.done("up.sh", "--dry-run", cloud.job(["echo", *AWKWARD]))
     verbs = [line.split()[4] for line in printed.splitlines() if line.startswith("gcloud")]
     assert verbs == ["create", "ssh", "scp", "ssh", "ssh", "ssh"]
-    for script in ("watch.sh", "slurm.sh"):
-        cloud.done(script, "--dry-run", cloud.job(["true"]))
+    cloud.done("slurm.sh", "--dry-run", cloud.job(["true"]))
+    printed = cloud.done("watch.sh", "--dry-run", cloud.job(["true"]))
+    verbs = [line.split()[4] for line in printed.splitlines() if line.startswith("gcloud")]
+    asked, again = ["describe", "describe", "ssh", "ssh"], ["ssh", "ssh", "ssh"]
+    assert verbs == [*asked, *again, "delete", "create", "ssh", "scp", "ssh", "ssh", "ssh"]
     for script in ("status.sh", "logs.sh"):
         assert cloud.done(script, "--dry-run", "trial").startswith("gcloud")
     assert cloud.done("delete.sh", "--dry-run").startswith("gcloud compute tpus queued-resources")
     assert cloud.calls() == []
 
 
-def test_a_shared_folder_is_mounted_where_one_is_given(cloud: Cloud) -> None:
+def test_a_shared_folder_is_mounted_where_one_is_given(cloud) -> None:
     assert "mount" not in cloud.done("setup.sh", "--dry-run")
     printed = cloud.done("setup.sh", "--dry-run", TPU_NFS="10.0.0.2:/runs of all")
     words = subprocess.run(
@@ -162,19 +73,19 @@ def test_a_shared_folder_is_mounted_where_one_is_given(cloud: Cloud) -> None:
     subprocess.run(["bash", "-n", "-c", script], check=True)
 
 
-def test_spot_is_the_default_and_can_be_switched_off(cloud: Cloud) -> None:
+def test_spot_is_the_default_and_can_be_switched_off(cloud) -> None:
     assert "--spot" in cloud.done("create.sh", "--dry-run").split()
     assert "--spot" not in cloud.done("create.sh", "--dry-run", TPU_SPOT="0").split()
 
 
-def test_arguments_arrive_whole(cloud: Cloud) -> None:
+def test_arguments_arrive_whole(cloud) -> None:
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     cloud.done("up.sh", cloud.job([sys.executable, "-c", code, *AWKWARD]))
     cloud.wait_for_end()
     assert json.loads((cloud.worker(1) / ".selfevo/trial.log").read_text()) == AWKWARD
 
 
-def test_create_waits_until_the_machine_is_ready(cloud: Cloud) -> None:
+def test_create_waits_until_the_machine_is_ready(cloud) -> None:
     (cloud.state / "created").write_text("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE")
     result = cloud.run("create.sh")
     assert result.returncode == 0
@@ -188,13 +99,13 @@ def test_create_ends_when_there_is_no_machine_to_be_had(cloud, state, reason) ->
     assert result.returncode == 1 and reason in result.stderr
 
 
-def test_a_lost_answer_does_not_create_twice(cloud: Cloud) -> None:
+def test_a_lost_answer_does_not_create_twice(cloud) -> None:
     cloud.done("create.sh")
     cloud.done("create.sh")
     assert cloud.steps() == ["create"]
 
 
-def test_steps_are_tried_again(cloud: Cloud) -> None:
+def test_steps_are_tried_again(cloud) -> None:
     cloud.fail(" scp ", 2)
     cloud.done("up.sh", cloud.job(["true"]))
     assert cloud.steps() == ["create", "ssh", "scp", "scp", "scp", "ssh", "ssh", "ssh"]
@@ -208,7 +119,7 @@ def test_steps_are_tried_again(cloud: Cloud) -> None:
         ("constraints/install.sh", ["create", "ssh", "scp", "ssh"] + ["ssh"] * 4),
     ],
 )
-def test_a_failed_step_stops_the_rest(cloud: Cloud, part: str, reached: list[str]) -> None:
+def test_a_failed_step_stops_the_rest(cloud, part: str, reached: list[str]) -> None:
     cloud.fail(part, 99)
     result = cloud.run("up.sh", cloud.job(["true"]))
     assert result.returncode != 0 and "gave up after 4 attempts" in result.stderr
@@ -216,26 +127,18 @@ def test_a_failed_step_stops_the_rest(cloud: Cloud, part: str, reached: list[str
     assert not list(cloud.state.glob("workers/*/.selfevo/trial.run"))
 
 
-def test_a_wrong_job_file_costs_no_machine(cloud: Cloud) -> None:
+def test_a_wrong_job_file_costs_no_machine(cloud) -> None:
     result = cloud.run("up.sh", "tpu_scripts/jobs/absent.sh")
-    assert result.returncode == 1 and "there is no such job file" in result.stderr
+    assert result.returncode == 2 and "there is no such job file" in result.stderr
     assert cloud.calls() == []
 
 
-def test_a_missing_setting_is_named(cloud: Cloud) -> None:
+def test_a_missing_setting_is_named(cloud) -> None:
     result = cloud.run("status.sh", TPU_ZONE="")
-    assert result.returncode == 1 and result.stderr.startswith("error: TPU_ZONE is not set")
+    assert result.returncode == 2 and result.stderr.startswith("error: TPU_ZONE is not set")
 
 
-def test_copy_takes_away_what_was_deleted_and_keeps_the_environment(cloud: Cloud) -> None:
-    cloud.done("up.sh", cloud.job(["true"]))
-    (cloud.checkout / "a file with spaces.txt").unlink()
-    cloud.done("copy.sh")
-    assert not (cloud.worker(0) / "selfevo/a file with spaces.txt").exists()
-    assert (cloud.worker(0) / "selfevo/.venv/installed").exists()
-
-
-def test_secrets_reach_the_job_and_no_command_line(cloud: Cloud, tmp_path: Path) -> None:
+def test_secrets_reach_the_job_and_no_command_line(cloud, tmp_path: Path) -> None:
     secrets = tmp_path / "my secrets.env"
     secrets.write_text("HF_TOKEN=canary-7f3a\n")
     secrets.chmod(0o600)
@@ -244,22 +147,23 @@ def test_secrets_reach_the_job_and_no_command_line(cloud: Cloud, tmp_path: Path)
     cloud.wait_for_end()
     assert (cloud.worker(0) / ".selfevo/trial.log").read_text() == "the token is canary-7f3a\n"
     assert (cloud.worker(0) / ".selfevo/secrets.env").stat().st_mode & 0o777 == 0o600
-    cloud.done("slurm.sh", job, SECRETS_FILE=str(secrets))
+    cloud.done("slurm.sh", job, SECRETS_FILE=os.path.relpath(secrets))
+    assert f"{str(secrets).replace(' ', chr(92) + ' ')};" in (cloud.state / "batch.sh").read_text()
     assert "canary" not in (cloud.state / "calls.jsonl").read_text()
     assert "canary" not in (cloud.state / "batch.sh").read_text()
 
 
-def test_secrets_that_others_can_read_are_refused(cloud: Cloud, tmp_path: Path) -> None:
+def test_secrets_that_others_can_read_are_refused(cloud, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.env"
     secrets.write_text("HF_TOKEN=canary\n")
     secrets.chmod(0o644)
-    cloud.done("create.sh")
-    result = cloud.run("copy.sh", SECRETS_FILE=str(secrets))
-    assert result.returncode == 1 and "chmod 600" in result.stderr
-    assert cloud.steps() == ["create"]
+    for script in ("copy.sh", "up.sh", "watch.sh", "slurm.sh"):
+        result = cloud.run(script, cloud.job(["true"]), SECRETS_FILE=str(secrets))
+        assert result.returncode == 2 and "chmod 600" in result.stderr
+    assert cloud.calls() == []
 
 
-def test_launch_leaves_a_running_job_alone_and_status_tells_it(cloud: Cloud) -> None:
+def test_launch_leaves_a_running_job_alone_and_status_tells_it(cloud) -> None:
     stop = cloud.state / "stop"
     wait = f"echo started; while [ ! -e '{stop}' ]; do sleep 0.05; done; exit 3"
     job = cloud.job(["bash", "-c", wait])
@@ -278,54 +182,32 @@ def test_launch_leaves_a_running_job_alone_and_status_tells_it(cloud: Cloud) -> 
     cloud.wait_for_end()
 
 
-def counting_job(cloud: Cloud, then: str) -> str:
-    """A job that counts its starts in the cloud's folder, and runs `then` with the count in $n.
-
-    Only worker 0 counts; worker 1 ends well at once.
-    """
-    count = cloud.state / "count"
-    script = f"""case $HOME in */1) exit 0 ;; esac
-        echo x >>'{count}'; n=$(wc -l <'{count}'); {then}"""
-    return cloud.job(["bash", "-c", script])
-
-
-def test_watch_makes_a_preempted_machine_anew(cloud: Cloud) -> None:
-    taken = f"echo SUSPENDED >'{cloud.state}/queue'; echo PREEMPTED >'{cloud.state}/machine'"
-    job = counting_job(cloud, f"[ $n -gt 2 ] || {{ {taken}; sleep 8; }}")
-    cloud.done("up.sh", job)
-    cloud.done("watch.sh", job)
-    steps = [step for step in cloud.steps() if step in ("create", "delete")]
-    assert steps == ["create", "delete", "create", "delete", "create"]
-    assert (cloud.state / "count").read_text() == "x\n" * 3
-
-
-def test_watch_starts_a_failed_job_again_on_the_same_machine(cloud: Cloud) -> None:
-    job = counting_job(cloud, "[ $n -gt 2 ]")
-    cloud.done("up.sh", job)
-    cloud.done("watch.sh", job)
-    assert "delete" not in cloud.steps()
-    assert (cloud.state / "count").read_text() == "x\n" * 3
-
-
-def test_watch_gives_up(cloud: Cloud) -> None:
-    job = counting_job(cloud, "exit 9")
-    cloud.done("up.sh", job)
-    result = cloud.run("watch.sh", job, MAX_RESTARTS="2")
-    assert result.returncode == 1 and "started again 2 times" in result.stderr
-    assert (cloud.state / "count").read_text() == "x\n" * 3
-
-
-def test_an_unanswered_question_is_no_preemption(cloud: Cloud) -> None:
-    job = cloud.job(["true"])
-    cloud.done("up.sh", job)
+def test_launch_needs_the_copy(cloud) -> None:
+    cloud.done("create.sh")
+    job = cloud.job(["touch", str(cloud.state / "ran")])
+    assert cloud.run("launch.sh", job).returncode == 1
+    cloud.done("copy.sh")
+    shutil.rmtree(cloud.worker(0) / "selfevo")
+    shutil.rmtree(cloud.worker(1) / "selfevo")
+    cloud.done("launch.sh", job)
     cloud.wait_for_end()
-    cloud.fail("describe", 3)
-    result = cloud.run("watch.sh", job)
-    assert result.returncode == 0 and "no clear answer" in result.stderr
-    assert "delete" not in cloud.steps()
+    assert cloud.status() == ["trial ended 1"] * 2
+    assert not (cloud.state / "ran").exists()
 
 
-def test_delete_is_repeatable(cloud: Cloud) -> None:
+def test_delete_asks_on_a_terminal(cloud) -> None:
+    cloud.done("create.sh")
+    for answer in ("", "no"):
+        assert cloud.on_a_terminal(answer, "delete.sh") == 1
+    assert cloud.on_a_terminal("", "delete.sh", "other-pod") == 2
+    assert cloud.steps() == ["create"]
+    assert cloud.on_a_terminal("y", "delete.sh") == 0
+    cloud.done("create.sh")
+    assert cloud.on_a_terminal("", "delete.sh", "--yes") == 0
+    assert cloud.steps() == ["create", "delete"] * 2
+
+
+def test_delete_is_repeatable(cloud) -> None:
     cloud.done("create.sh")
     cloud.done("delete.sh")
     cloud.done("delete.sh")
@@ -334,7 +216,7 @@ def test_delete_is_repeatable(cloud: Cloud) -> None:
     assert {"--force", "--quiet"} <= set(delete)
 
 
-def test_slurm_twin_submits_the_same_command(cloud: Cloud) -> None:
+def test_slurm_twin_submits_the_same_command(cloud) -> None:
     cloud.done("slurm.sh", cloud.job(["echo", *AWKWARD]), "--nodes=4", "--comment=two words")
     (call,) = cloud.calls()
     assert call[0] == "sbatch" and call[-2:] == ["--nodes=4", "--comment=two words"]
@@ -354,3 +236,25 @@ def test_jobs_name_configs_and_settings_that_exist(path: Path) -> None:
     settings = [word.removeprefix(PREFIX) for word in command if word.startswith(PREFIX)]
     loaded = load_config(str(REPO / config), settings)  # refuses what is misspelt
     assert loaded.compute.dtype == "bfloat16" or path.stem == "quickstart"
+
+
+PAPERS = [
+    path for path in sorted(REPO.glob("tpu_scripts/jobs/*.sh")) if "data_dir" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("data", ["", "/mnt/all data"])
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: p.stem)
+def test_data_is_local_where_runs_are_in_a_bucket(path: Path, data: str) -> None:
+    """It was RUNS/data, a place in the bucket, for a reader of files."""
+    words = ["bash", "-c", 'source "$0" && printf "%s\\0" "${COMMAND[@]}"', str(path)]
+    places = {"RUNS": "gs://bucket/runs", "DATA": data}
+    command = subprocess.check_output(words, text=True, env=os.environ | places).split("\0")
+    assert f"--config.task.args.data_dir={data or 'data'}" in command
+    assert f"--workdir=gs://bucket/runs/{path.stem}" in command
+
+
+def test_data_in_a_bucket_costs_no_machine(cloud) -> None:
+    result = cloud.run("up.sh", cloud.job(["true"]), DATA="gs://bucket/data")
+    assert result.returncode == 2 and "the tasks read local files" in result.stderr
+    assert cloud.calls() == []
