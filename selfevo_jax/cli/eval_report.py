@@ -1,10 +1,12 @@
 """What `selfevo eval` says on the screen: warnings, the first question, the table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from selfevo_jax.evaluate.benchmark import Generate
+from selfevo_jax.evaluate.benchmarks.code import sandbox
 from selfevo_jax.evaluate.results import TaskResult
 from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.evaluate.stats import Difference
@@ -25,6 +27,14 @@ def warn_template(evaluation: Evaluation, prepared: Sequence[Prepared], progress
             f"({', '.join(bare[:3])}{', ...' if len(bare) > 3 else ''}); "
             "--apply_chat_template asks in its turns"
         )
+
+
+def tell_sandbox(prepared: Sequence[Prepared], progress: Progress) -> None:
+    """Says what holds the programs that the tasks are about to run."""
+    if any(
+        isinstance(task.benchmark.ask, Generate) and task.benchmark.ask.code for task in prepared
+    ):
+        progress.say(sandbox().enforced.report())
 
 
 def print_first(console: Console, result: TaskResult) -> None:
@@ -88,11 +98,23 @@ def print_table(console: Console, results: Sequence[TaskResult]) -> None:
 
 def _print_notes(console: Console, result: TaskResult) -> None:
     if result.too_long:
-        places = ", ".join(result.too_long[:LISTED])
-        more = ", ..." if len(result.too_long) > LISTED else ""
         console.print(
             f"{result.task}: {len(result.too_long)} prompts too long for the model were not asked "
-            f"and count as wrong ({places}{more}); raise --max-length or give fewer examples",
+            f"and count as wrong ({_some(result.too_long)}); raise --max-length or give fewer "
+            "examples",
+            markup=False,
+        )
+    if result.refused:
+        reason = escape_controls(next(iter(result.refused.values())))
+        console.print(
+            f"{result.task}: {len(result.refused)} questions were refused by the server and count "
+            f"as wrong ({_some(result.refused)}), the first: {reason}",
+            markup=False,
+        )
+    if result.unjudged:
+        console.print(
+            f"{result.task}: {len(result.unjudged)} questions could not be judged and are left out "
+            f"({_some(result.unjudged)})",
             markup=False,
         )
     if result.cut:
@@ -100,13 +122,17 @@ def _print_notes(console: Console, result: TaskResult) -> None:
             f"{result.task}: {result.cut} replies ended for want of room; "
             "--gen_kwargs max_gen_toks=N gives more"
         )
-    if not result.figures:
-        console.print(f"{result.task}: none of {result.n} replies could be judged")
     needed = result.figures[0].needed if result.figures else None
     if needed is not None and needed > result.n:
         console.print(
             f"{result.task}: to see a gain of 2 points, about {needed} questions are needed"
         )
+
+
+def _some(places: Iterable[str]) -> str:
+    """The first of the places."""
+    found = list(places)
+    return ", ".join(found[:LISTED]) + (", ..." if len(found) > LISTED else "")
 
 
 def print_comparison(console: Console, differences: Sequence[tuple[str, str, Difference]]) -> None:

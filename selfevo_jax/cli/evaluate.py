@@ -22,7 +22,7 @@ def add(verbs) -> None:
     add_option("--model", metavar="SOURCE", help="as elsewhere, or http://HOST/v1#NAME")
     add_option("--adapter", metavar="DIR", help="a PEFT adapter on top of the model")
     add_option("--tasks", required=True, metavar="A,B", help="names and groups; list: show them")
-    add_option("--limit", type=int, metavar="N", help="questions a task (all)")
+    add_option("--limit", type=_limit, metavar="N", help="questions a task, or a share (all)")
     add_option("--num_fewshot", type=int, metavar="N", help="examples, if not the task's own")
     add_option("--data", metavar="DIR", help="folder of the rows, a file, hf[:SET], tfds:SET")
     add_option("--out", "--output_path", type=Path, metavar="DIR", help="or FILE.json")
@@ -49,6 +49,14 @@ def _add_lesser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log_samples", action=switch, default=True, **hidden)
     parser.add_argument("--fewshot_seed", type=int, default=1234, **hidden)
     parser.set_defaults(max_length=2048)
+
+
+def _limit(text: str) -> float:
+    """A number of questions, or a share of them as the harness takes it."""
+    share = float(text)
+    if not 0 < share < 1:
+        return int(text)
+    return share
 
 
 def _batch_size(text: str) -> int:
@@ -92,7 +100,7 @@ def _list() -> int:
 def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     from rich.console import Console
 
-    from selfevo_jax.cli.eval_report import print_first, print_table, warn_template
+    from selfevo_jax.cli.eval_report import print_first, print_table, tell_sandbox, warn_template
     from selfevo_jax.evaluate.results import results_paths
     from selfevo_jax.evolve.evaluation import evaluate_task, prepare
     from selfevo_jax.evolve.progress import Progress
@@ -101,6 +109,7 @@ def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     evaluation = _evaluation(arguments, progress)
     prepared = _prepared(arguments, names, lambda name: prepare(evaluation, name), progress)
     warn_template(evaluation, prepared, progress)
+    tell_sandbox(prepared, progress)
     _, folder = results_paths(arguments.out, "")
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
     results = []
@@ -145,7 +154,9 @@ def _evaluation(arguments: argparse.Namespace, progress):
     from selfevo_jax.evolve.evaluated import LocalModel
     from selfevo_jax.evolve.evaluation import Evaluation
 
-    for name, least in (("limit", 1), ("num_fewshot", 0), ("repeats", 1), ("max_new_tokens", 1)):
+    if arguments.limit is not None and arguments.limit <= 0:
+        raise UserError(f"--limit {arguments.limit} must be at least 1, or a share below it")
+    for name, least in (("num_fewshot", 0), ("repeats", 1), ("max_new_tokens", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}")
@@ -153,7 +164,7 @@ def _evaluation(arguments: argparse.Namespace, progress):
         model: Any = _remote(arguments)
     else:
         compute = compute_settings(arguments)
-        if arguments.limit is not None:  # more rows than replies would only take memory
+        if isinstance(arguments.limit, int):  # more rows than replies would only take memory
             compute["slots"] = min(compute["slots"], arguments.limit * arguments.repeats)
         local = JaxModel(arguments.model, compute, progress)
         model = LocalModel(local, Path(arguments.adapter) if arguments.adapter else None)
@@ -244,16 +255,9 @@ def _write(arguments, evaluation, prepared, results) -> None:
         "seed": arguments.seed,
         "fewshot_seed": arguments.fewshot_seed,
     }
-    shots = {
-        t.benchmark.name: t.benchmark.num_fewshot
-        if t.wording.num_fewshot is None
-        else t.wording.num_fewshot
-        for t in prepared
-    }
-    benchmarks = {t.benchmark.name: t.benchmark for t in prepared}
-    origins = {t.benchmark.name: t.stage.inputs for t in prepared}
-    write_json(path, results_json(results, benchmarks, config, shots, origins))
-    for name in benchmarks if arguments.log_samples else ():
+    asked = {task.benchmark.name: task.asked(arguments.data) for task in prepared}
+    write_json(path, results_json(results, asked, config))
+    for name in asked if arguments.log_samples else ():
         write_samples(folder, name, folder / f"samples_{task_slug(name)}_{key}.jsonl")
 
 
@@ -287,19 +291,17 @@ def _compare(arguments: argparse.Namespace, names: Sequence[str]) -> int:
 
 def _show(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     """Prints the questions of a finished evaluation that are wrong, say, or changed."""
-    from itertools import islice
-
     from rich.console import Console
 
     from selfevo_jax.cli.eval_report import print_item
     from selfevo_jax.evaluate.results import results_paths
-    from selfevo_jax.evolve.evaluation import picked
+    from selfevo_jax.evolve.evaluation import limited, picked
 
     console = Console(highlight=False, soft_wrap=True)
     _, folder = results_paths(arguments.out, "")
     before = arguments.compare and results_paths(arguments.compare, "")[1]
     for name in names:
-        found = picked(folder, name, arguments.show, before)
-        for outcome, other in islice(found, arguments.limit):
+        found = list(picked(folder, name, arguments.show, before))
+        for outcome, other in found[: limited(arguments.limit, len(found))]:
             print_item(console, outcome, other)
     return 0

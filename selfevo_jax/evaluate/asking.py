@@ -9,13 +9,13 @@ smaller --limit asks the same prompts.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Choose
-from selfevo_jax.evaluate.data import Row, Rows, is_one_file, read_split
-from selfevo_jax.evaluate.file_task import gold_of
+from selfevo_jax.evaluate.data import Row, Rows, file_below, is_one_file, of_row, read_split
 from selfevo_jax.evaluate.task import shuffled
 from selfevo_jax.sample.protocol import Messages
 from selfevo_jax.weights.storage import sha256_of_file
@@ -75,11 +75,11 @@ def questions(benchmark: Benchmark, read: Rows, pool: Pool, wording: Wording) ->
     numbered = list(zip(range(len(read.rows)), read.rows, read.places, strict=True))
     for number, row, place in shuffled(numbered, wording.seed) if benchmark.own else numbered:
         shots = _pick(benchmark, pool, draw, row)
-        target = gold_of(benchmark.target, row, place)
+        target = of_row(benchmark.target, row, place)
         description = pool.description or benchmark.description(row)
         turns = [(benchmark.prompt(shot), benchmark.target(shot)) for shot in shots]
         prompt, prefix = _put(benchmark, description, turns, row, wording)
-        choices = _choices(benchmark, row, wording.chat)
+        choices = of_row(partial(_choices, benchmark, wording.chat), row, place)
         yield Question(number, row, place, target, prompt, prefix, choices)
 
 
@@ -87,21 +87,25 @@ def pool_of(benchmark: Benchmark, where: str | Path | None, wording: Wording) ->
     """Where the examples of an evaluation come from. Raises UserError where there are none."""
     wanted = benchmark.num_fewshot if wording.num_fewshot is None else wording.num_fewshot
     shots = benchmark.shots
+    given = Pool(wanted, rows=shots.rows)
     if shots.file is not None:
-        name, load = shots.file
-        path = Path(where or ".") / name
-        if not path.is_file():
-            raise UserError(f"{benchmark.name} takes its wording from {name} in a --data folder")
-        return Pool(wanted, *load(path), origin={name: sha256_of_file(path)})
-    if not wanted:
-        return Pool(0)
-    if shots.rows:
-        return Pool(wanted, rows=shots.rows)
+        name, holds, load = shots.file
+        path = file_below(benchmark.name, name, holds, where)
+        given = Pool(wanted, *load(path), origin={name: sha256_of_file(path)})
+    return given if given.rows or not wanted else _of_split(benchmark, where, given)
+
+
+def _of_split(benchmark: Benchmark, where: str | Path | None, given: Pool) -> Pool:
+    """The pool with the rows of the split that examples are drawn from."""
+    shots = benchmark.shots
     if shots.split is None:
         raise UserError(f"{benchmark.name} has no examples to show; leave out --num_fewshot")
     found = read_split(benchmark.name, benchmark.data, shots.split, where)
+    for row, place in zip(found.rows, found.places, strict=True):
+        of_row(benchmark.target, row, place)
     tested = shots.spare or shots.split == benchmark.split or is_one_file(where)
-    return Pool(wanted, rows=found.rows, tested=tested, origin=found.origin)
+    origin = {**given.origin, **found.origin}
+    return replace(given, rows=found.rows, tested=tested, origin=origin)
 
 
 def _pick(benchmark: Benchmark, pool: Pool, draw: random.Random, row: Row) -> Sequence[Row]:
@@ -146,8 +150,12 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _choices(benchmark: Benchmark, row: Row, chat: bool) -> tuple[str, ...]:
+def _choices(benchmark: Benchmark, chat: bool, row: Row) -> tuple[str, ...]:
+    """Raises ValueError for a choice that is nothing: it has no probability to compare."""
     if not isinstance(benchmark.ask, Choose):
         return ()
+    choices = benchmark.ask.choices(row)
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise ValueError("an answer to choose from is empty or no text")
     gap = "" if chat else benchmark.delimiter
-    return tuple(f"{gap}{choice}" for choice in benchmark.ask.choices(row))
+    return tuple(f"{gap}{choice}" for choice in choices)

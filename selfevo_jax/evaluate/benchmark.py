@@ -60,14 +60,15 @@ class Choose:
 class Shots:
     """Where examples come from: given rows, or a split, its first rows or seeded ones.
 
-    `file` is a file below the data folder and what reads (description, examples) from it.
+    `file` is a file below the data folder, what is in it with its source, and what reads
+    (description, examples) from it; where that has no examples, they are of the split.
     `spare`: one example more is drawn than shown, as the harness does for tasks that name no
     test split; without it the draws, and so the prompts, would differ.
     """
 
     split: str | None = None
     rows: tuple[Row, ...] = ()
-    file: tuple[str, Callable[[Path], tuple[str, tuple[Row, ...]]]] | None = None
+    file: tuple[str, str, Callable[[Path], tuple[str, tuple[Row, ...]]]] | None = None
     pick: Literal["first", "random"] = "random"
     spare: bool = False
 

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.data import raw_rows, read_split
+from selfevo_jax.evaluate.data import of_row, raw_rows, read_split
 from selfevo_jax.evaluate.tasks import BENCHMARKS, drawn
 
 NGRAM = 13
@@ -170,8 +170,10 @@ def items_of(task: str, data: str | None) -> list[tuple[str, str]]:
     else:
         benchmark = BENCHMARKS[task]
         rows = read_split(task, benchmark.data, benchmark.split, data)
-    bare = [_bare(row) or benchmark.prompt(row) for row in rows.rows]
-    return list(zip(rows.places, bare, strict=True))
+    return [
+        (place, _bare(row) or of_row(benchmark.prompt, row, place))
+        for place, row in zip(rows.places, rows.rows, strict=True)
+    ]
 
 
 # The question alone, by the fields that hold it: passages are quoted everywhere. LogiQA's passage

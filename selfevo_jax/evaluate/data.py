@@ -3,7 +3,7 @@
     --data DIR          the folder that holds each task's files (`gsm8k/test.jsonl`, ...)
     --data FILE         these rows instead of the split that is asked for
     --data hf           the data set that the task declares, through `datasets`
-    --data hf:NAME[/CONFIG]   another one (NAME is ORG/SET)
+    --data hf:ORG/SET[::CONFIG]   another one
     --data tfds:NAME    through TensorFlow Datasets
 
 Rows are checked one by one: the first bad one is named by file and line. What was read is
@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.task import SPLITS, split_of
@@ -27,6 +27,8 @@ from selfevo_jax.evaluate.task import SPLITS, split_of
 Row = Mapping[str, Any]
 Kinds = type | tuple[type, ...]
 DATA = "SELFEVO_DATA"  # environment variable: the data folder where none is given
+MEND = "mend the row or take it out"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,22 @@ def _kept(name: str, data: Data, found: Iterable[tuple[str, Row]], split: str | 
     """(place, row) of the checked rows that are kept; all of a divided file for no split."""
     for place, row in found:
         check_fields(name, data, row, place)
-        if data.keep is not None and not data.keep(row):
+        if data.keep is not None and not of_row(data.keep, row, place):
             continue
-        if data.divide is None or split is None or split_of(data.divide(row)) == split:
+        text = None if data.divide is None or split is None else of_row(data.divide, row, place)
+        if text is None or split_of(text) == split:
             yield place, row
+
+
+def of_row(make: Callable[[Row], T], row: Row, place: str) -> T:
+    """What a task makes of a row. Raises UserError naming the place of one that it cannot use."""
+    try:
+        return make(row)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}; {MEND}") from error
+    except (AttributeError, LookupError, TypeError) as error:  # another kind of thing inside
+        shape = f"{type(error).__name__}: {error}"
+        raise UserError(f"{place}: the row is not of the task's shape ({shape}); {MEND}") from error
 
 
 def check_fields(name: str, data: Data, row: Row, place: str) -> None:
@@ -140,6 +154,21 @@ def is_one_file(where: str | Path | None) -> bool:
     return _is_file(_text(where))
 
 
+def file_below(name: str, file: str, holds: str, where: str | Path | None) -> Path:
+    """A file that only a data folder has: that of --data, or else that of SELFEVO_DATA.
+
+    Raises UserError saying what the file `holds` where neither folder has it.
+    """
+    folders = [Path(folder) for folder in (where, os.environ.get(DATA)) if folder]
+    found = next((folder / file for folder in folders if (folder / file).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{name} needs {file} ({holds}) in a folder: that of --data, or of {DATA} where "
+            "--data is a file, hf or tfds"
+        )
+    return found
+
+
 def _text(where: str | Path | None) -> str:
     return str(where or os.environ.get(DATA, ""))
 
@@ -161,8 +190,8 @@ def _file_rows(path: Path, data: Data) -> Iterator[tuple[str, Row]]:
         if data.unpack is None:
             yield place, row
         else:
-            for number, part in enumerate(data.unpack(row, place), start=1):
-                yield f"{place}#{number}", part
+            parts = of_row(lambda row, place=place: list(data.unpack(row, place)), row, place)
+            yield from ((f"{place}#{number}", part) for number, part in enumerate(parts, start=1))
 
 
 def raw_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -261,7 +290,7 @@ def _from_config(name: str, set_name: str, config: str | None, wanted_split: str
         raise UserError("reading from the hub needs `pip install datasets`") from error
     try:
         loaded = datasets.load_dataset(set_name, config, split=wanted_split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name}: hf:{set_name} split {wanted_split} cannot be read ({first}); "
@@ -303,6 +332,8 @@ def _plain(value: Any) -> Any:
         return value.decode()
     if isinstance(value, Mapping):
         return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
 
 

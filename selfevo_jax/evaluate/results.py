@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.evaluate.benchmark import Benchmark
+from selfevo_jax.evaluate.benchmark import Benchmark, Choose
 from selfevo_jax.evaluate.metrics import best_threshold
 from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.evaluate.stats import (
@@ -23,6 +23,8 @@ from selfevo_jax.evaluate.stats import (
     n_for_difference,
     standard_error,
 )
+from selfevo_jax.evaluate.task import SPLIT_SALT
+from selfevo_jax.sample.protocol import SamplingParams
 
 POINTS = 0.02  # the gain whose detection `n_for_2_points` counts items for
 
@@ -49,12 +51,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What an evaluation says of one task. `first` is its first outcome, to look at."""
+    """What an evaluation says of one task. `first` is its first outcome, to look at.
+
+    `too_long` are the places of prompts that were not asked, `refused` those that a server did
+    not answer, with its reason, and `unjudged` those of programs that could not be run.
+    """
 
     task: str
     n: int
     figures: tuple[Figure, ...]
     too_long: tuple[str, ...]
+    refused: Mapping[str, str]
+    unjudged: tuple[str, ...]
     cut: int
     tokens: float
     first: Outcome
@@ -70,10 +78,16 @@ def summarise(task: str, outcomes: Iterable[Outcome]) -> TaskResult:
         n=len(rows),
         figures=figures,
         too_long=tuple(row.place for row in rows if row.too_long),
+        refused={row.place: row.refused for row in rows if row.refused},
+        unjudged=tuple(row.place for row in rows if not _scored(row)),
         cut=sum(row.cut for row in rows),
         tokens=sum(row.tokens for row in rows) / len(rows),
         first=rows[0],
     )
+
+
+def _scored(row: Outcome) -> bool:
+    return any(found["scores"] for found in row.readings.values())
 
 
 def _keys(rows: Sequence[Outcome]) -> list[tuple[str, str]]:
@@ -120,8 +134,8 @@ def _doubted(rows: Sequence[Outcome], reading: str, metric: str) -> bool:
 def _best(task: str, rows: Sequence[Outcome], reading: str, metric: str) -> Figure:
     found = [row.readings[reading] for row in rows]
     scores = [reading["scores"][metric] for reading in found]
-    # A prompt that was too long was not asked, and stays wrong whatever the threshold.
-    lost = [row.too_long for row in rows]
+    # A prompt that was not answered stays wrong whatever the threshold.
+    lost = [row.too_long or bool(row.refused) for row in rows]
     answerable = [x or f"HasAns_{metric}" in r["scores"] for x, r in zip(lost, found, strict=True)]
     doubts = [0.0 if x else r["no_answer"] for x, r in zip(lost, found, strict=True)]
     values, threshold = best_threshold(scores, answerable, doubts)
@@ -161,27 +175,68 @@ def _needed(values: Sequence[float], mean: float) -> int | None:
     return n_for_difference(POINTS, discordant)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a task was asked, with `shots` examples; `rows` are those of the whole split.
+
+    `divided`: whether the split is a part of a file by question hash, which SPLIT_SALT decides.
+    """
+
+    benchmark: Benchmark
+    rows: int
+    origin: Mapping[str, str]
+    shots: int
+    sampling: SamplingParams
+    repeats: int
+    divided: bool
+
+
 def results_json(
-    results: Sequence[TaskResult],
-    benchmarks: Mapping[str, Benchmark],
-    config: Mapping[str, Any],
-    shots: Mapping[str, int],
-    origins: Mapping[str, Mapping[str, str]],
+    results: Sequence[TaskResult], asked: Mapping[str, Asked], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of `results_KEY.json`."""
+    """The content of `results_KEY.json`; `asked` is by task."""
     return {
         "results": {result.task: _figures_json(result) for result in results},
-        "groups": _groups(results, benchmarks),
-        "versions": {r.task: benchmarks[r.task].version for r in results},
-        "n-shot": dict(shots),
-        "n-samples": {r.task: {"original": r.n, "effective": r.n} for r in results},
+        "groups": _groups(results, asked),
+        "versions": {task: how.benchmark.version for task, how in asked.items()},
+        "n-shot": {task: how.shots for task, how in asked.items()},
+        "n-samples": {r.task: {"original": asked[r.task].rows, "effective": r.n} for r in results},
         "higher_is_better": {
             r.task: {figure.metric: True for figure in r.figures} for r in results
         },
-        "data": {task: dict(origin) for task, origin in origins.items()},
-        "config": dict(config),
+        "configs": {task: _task_config(how) for task, how in asked.items()},
+        "data": {task: dict(how.origin) for task, how in asked.items()},
+        "config": {**config, "splits": {task: _split(how) for task, how in asked.items()}},
         "model_name": config["model"],
     }
+
+
+def _split(how: Asked) -> dict[str, str]:
+    return {"split": how.benchmark.split} | ({"salt": SPLIT_SALT} if how.divided else {})
+
+
+def _task_config(how: Asked) -> dict[str, Any]:
+    """What the harness writes of a task, as far as it has a meaning here."""
+    benchmark, sampling = how.benchmark, how.sampling
+    config = {
+        "task": benchmark.name,
+        "test_split": benchmark.split,
+        "fewshot_split": benchmark.shots.split,
+        "target_delimiter": benchmark.delimiter,
+        "num_fewshot": how.shots,
+        "repeats": how.repeats,
+        "output_type": "multiple_choice",
+        "metadata": {"version": benchmark.version},
+    }
+    if isinstance(benchmark.ask, Choose):
+        return config
+    chosen = {name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    kwargs = {
+        "until": list(sampling.stop),
+        "max_gen_toks": sampling.max_new_tokens,
+        "do_sample": sampling.temperature > 0,
+    }
+    return config | {"output_type": "generate_until", "generation_kwargs": kwargs | chosen}
 
 
 def _figures_json(result: TaskResult) -> dict[str, Any]:
@@ -199,17 +254,16 @@ def _figures_json(result: TaskResult) -> dict[str, Any]:
             row[f"{metric}_thresh,{reading}"] = figure.threshold
         if figure.needed is not None:
             row[f"{metric}_n_for_2_points,{reading}"] = figure.needed
-    row |= {"too_long": list(result.too_long), "cut_replies": result.cut}
+    row |= {"too_long": list(result.too_long), "refused": dict(result.refused)}
+    row |= {"unjudged": list(result.unjudged), "cut_replies": result.cut}
     return row | {"mean_tokens": result.tokens}
 
 
-def _groups(
-    results: Sequence[TaskResult], benchmarks: Mapping[str, Benchmark]
-) -> dict[str, dict[str, Any]]:
+def _groups(results: Sequence[TaskResult], asked: Mapping[str, Asked]) -> dict[str, dict[str, Any]]:
     """Each group's first figure, its tasks weighted by their items."""
     members: dict[str, list[Figure]] = {}
     for result in results:
-        for group in benchmarks[result.task].groups:
+        for group in asked[result.task].benchmark.groups:
             members.setdefault(group, []).append(result.figures[0])
     return {group: _pooled(group, figures) for group, figures in members.items()}
 
@@ -244,6 +298,7 @@ def sample_rows(outcomes: Iterable[Outcome]) -> Iterator[dict[str, Any]]:
                 "parsed": found["parsed"],
                 "place": outcome.place,
                 "too_long": outcome.too_long,
+                "refused": outcome.refused,
                 **({"no_answer": found["no_answer"]} if "no_answer" in found else {}),
                 **found["scores"],
             }

@@ -3,7 +3,7 @@
 Outcomes come in the order in which the model finishes and depend on their question alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from selfevo_jax.evaluate.asking import Question
 from selfevo_jax.evaluate.benchmark import Benchmark, Choose, Generate, Reading
 from selfevo_jax.evaluate.metrics import pass_at_k
 from selfevo_jax.records import Record, content_id
+from selfevo_jax.sample.http.failures import RequestsFailed
 from selfevo_jax.sample.protocol import (
     Completion,
     Generator,
@@ -34,7 +35,7 @@ class Outcome(Record):
     choice. `readings` maps each reading to {"parsed": [one of each reply], "scores": {...}}, with
     "no_answer", the log-probability of there being none, where the task asks for it.
     `tokens` were generated, `cut` of the replies ended for want of room. A prompt `too_long` for
-    the model was not asked and scores 0.
+    the model was not asked and scores 0, as does one that a server has `refused`, which says why.
     """
 
     identity: ClassVar[tuple[str, ...]] = ("task", "number", "prompt", "replies", "logps")
@@ -53,6 +54,7 @@ class Outcome(Record):
     tokens: int
     cut: int
     too_long: bool
+    refused: str
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,33 @@ def outcomes(
     generator: Generator, benchmark: Benchmark, questions: Iterator[Question], manner: Manner
 ) -> Iterator[Outcome]:
     """An outcome of every question, as they finish; questions are read as the model needs them."""
-    refused: list[Outcome] = []
+    too_long: list[Outcome] = []
 
     def fitting() -> Iterator[Question]:
         for question in questions:
             if manner.count(question) >= manner.room:
-                refused.append(_too_long(benchmark, question, manner))
+                too_long.append(_unasked(benchmark, question, manner, too_long=True))
             else:
                 yield question
 
     ask = _chosen if isinstance(benchmark.ask, Choose) else _written
     yield from ask(generator, benchmark, fitting(), manner)
-    yield from refused
+    yield from too_long
+
+
+def _answers(given: Iterable[Any], failed: dict[int, str]) -> Iterator[Any]:
+    """The answers; `failed` becomes the reason of each question with a request without one."""
+    try:
+        yield from given
+    except RequestsFailed as error:  # raised when all others are there
+        failed |= {int(name.partition("/")[0]): why for name, why in error.failed.items()}
+
+
+def _refused(
+    benchmark: Benchmark, waiting: Mapping[int, Question], failed: Mapping[int, str], manner: Manner
+) -> Iterator[Outcome]:
+    for number, why in failed.items():
+        yield _unasked(benchmark, waiting[number], manner, refused=why)
 
 
 def _written(generator, benchmark: Benchmark, questions, manner: Manner) -> Iterator[Outcome]:
@@ -118,6 +135,7 @@ def _replied(
     generator, benchmark: Benchmark, questions, manner: Manner, doubts: Mapping[int, float]
 ) -> Iterator[Outcome]:
     waiting: dict[int, Question] = {}
+    failed: dict[int, str] = {}
     done: dict[int, dict[int, Completion]] = {}
 
     def requests() -> Iterator[Request]:
@@ -130,7 +148,7 @@ def _replied(
                     name, question.prompt, manner.sampling, seed & 0x7FFFFFFF, question.prefix
                 )
 
-    for completion in generator.generate(requests()):
+    for completion in _answers(generator.generate(requests()), failed):
         number, draw = map(int, completion.id.split("/"))
         replies = done.setdefault(number, {})
         replies[draw] = completion
@@ -138,6 +156,7 @@ def _replied(
             ordered = [completion for _, completion in sorted(done.pop(number).items())]
             doubt = {"no_answer": doubts[number]} if doubts else {}
             yield _read_replies(benchmark, waiting.pop(number), ordered, manner, doubt)
+    yield from _refused(benchmark, waiting, failed, manner)
 
 
 def _read_replies(
@@ -205,6 +224,7 @@ def _weighed(generator, benchmark: Benchmark, questions, manner: Manner) -> Iter
 
 def _scored(generator, benchmark: Benchmark, questions, manner: Manner) -> Iterator[Outcome]:
     waiting: dict[int, Question] = {}
+    failed: dict[int, str] = {}
     done: dict[int, dict[int, float]] = {}
 
     def requests() -> Iterator[ScoreRequest]:
@@ -215,13 +235,14 @@ def _scored(generator, benchmark: Benchmark, questions, manner: Manner) -> Itera
                 name = f"{question.number}/{place}"
                 yield ScoreRequest(name, prompt, gap + choice, end=False)
 
-    for score in generator.score(requests()) if questions else ():
+    for score in _answers(generator.score(requests()) if questions else (), failed):
         number, place = map(int, score.id.split("/"))
         logps = done.setdefault(number, {})
         logps[place] = round(float(sum(score.logps)), DIGITS)
         if len(logps) == len(waiting[number].choices):
             ordered = tuple(value for _, value in sorted(done.pop(number).items()))
             yield _read_choices(benchmark, waiting.pop(number), ordered, manner)
+    yield from _refused(benchmark, waiting, failed, manner)
 
 
 def _without_trailing_space(prompt):
@@ -252,14 +273,24 @@ def _largest(values) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def _too_long(benchmark: Benchmark, question: Question, manner: Manner) -> Outcome:
+def _unasked(
+    benchmark: Benchmark,
+    question: Question,
+    manner: Manner,
+    *,
+    too_long: bool = False,
+    refused: str = "",
+) -> Outcome:
+    """Wrong by every metric: there is no reply, for one of the two reasons."""
     if isinstance(benchmark.ask, Choose):
         wrong = {"none": Reading(None, {"acc": 0.0, "acc_norm": 0.0})}
     else:
         read = {name: read("", question.row) for name, read in benchmark.ask.readings.items()}
         wrong = {n: Reading(None, dict.fromkeys(r.scores, 0.0), r.counts) for n, r in read.items()}
     readings = {name: _together([reading] * manner.repeats) for name, reading in wrong.items()}
-    return _outcome(benchmark, question, manner, readings=readings, too_long=True)
+    return _outcome(
+        benchmark, question, manner, readings=readings, too_long=too_long, refused=refused
+    )
 
 
 def _outcome(
@@ -274,6 +305,7 @@ def _outcome(
     tokens: int = 0,
     cut: int = 0,
     too_long: bool = False,
+    refused: str = "",
 ) -> Outcome:
     return Outcome.make(
         task=benchmark.name,
@@ -290,4 +322,5 @@ def _outcome(
         tokens=tokens,
         cut=cut,
         too_long=too_long,
+        refused=refused,
     )

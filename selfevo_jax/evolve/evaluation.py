@@ -1,6 +1,7 @@
 """An evaluation outside a run: one stage per task, resumable by item like a run's."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -11,8 +12,8 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.asking import Pool, Question, Wording, pool_of, questions
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate
 from selfevo_jax.evaluate.benchmarks import code
-from selfevo_jax.evaluate.data import Rows, read_split
-from selfevo_jax.evaluate.results import TaskResult, sample_rows, summarise, task_slug
+from selfevo_jax.evaluate.data import Rows, is_one_file, read_split
+from selfevo_jax.evaluate.results import Asked, TaskResult, sample_rows, summarise, task_slug
 from selfevo_jax.evaluate.running import Manner, Outcome, outcomes
 from selfevo_jax.evaluate.stats import Difference, paired_difference
 from selfevo_jax.evaluate.task import check_choice
@@ -60,12 +61,12 @@ class Evaluated(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How tasks are asked: `limit` questions each (None: all), `gen` in place of greedy."""
+    """How tasks are asked: `limit` questions each (None: all; below 1, that share of them)."""
 
     model: Evaluated
     progress: Progress
     wording: Wording
-    limit: int | None = None
+    limit: float | None = None
     max_new_tokens: int | None = None
     sampling: SamplingParams = SamplingParams(temperature=0.0)
     repeats: int = 1
@@ -83,6 +84,16 @@ class Prepared:
     manner: Manner
     total: int
     pool: Pool
+
+    def asked(self, where: str | None) -> Asked:
+        """What results say of it; `where` its rows are from."""
+        wanted, divide = self.wording.num_fewshot, self.benchmark.data.divide
+        divided = divide is not None and not is_one_file(where)
+        return Asked(
+            self.benchmark, len(self.rows.rows), self.stage.inputs,
+            self.benchmark.num_fewshot if wanted is None else wanted,
+            self.manner.sampling, self.manner.repeats, divided,
+        )  # fmt: skip
 
     def questions(self) -> Iterator[Question]:
         """The questions that are asked, from the first."""
@@ -102,8 +113,7 @@ def prepare(evaluation: Evaluation, name: str) -> Prepared:
     if chat and not model.has_template:
         raise UserError(f"{model.name} has no chat template; leave out --apply_chat_template")
     wording = dataclasses.replace(evaluation.wording, chat=chat)
-    limit = len(rows.rows) if evaluation.limit is None else evaluation.limit
-    total = min(limit, len(rows.rows))
+    total = limited(evaluation.limit, len(rows.rows))
     sampling = _sampling(evaluation, benchmark)
     manner = Manner(
         sampling, evaluation.repeats, wording.seed, model.room,
@@ -118,9 +128,18 @@ def prepare(evaluation: Evaluation, name: str) -> Prepared:
     return prepared
 
 
+def limited(limit: float | None, rows: int) -> int:
+    """The number of questions, a share of them rounded up as the harness does it."""
+    if limit is None:
+        return rows
+    return math.ceil(rows * limit) if limit < 1 else min(int(limit), rows)
+
+
 def _rows(evaluation: Evaluation, name: str) -> tuple[Benchmark, Rows]:
     if name.startswith("rg:"):
-        return drawn(name, evaluation.limit or DRAWN, evaluation.wording.seed)
+        limit = evaluation.limit
+        n = int(limit) if limit is not None and limit >= 1 else DRAWN
+        return drawn(name, n, evaluation.wording.seed)
     benchmark = BENCHMARKS[name]
     return benchmark, read_split(name, benchmark.data, benchmark.split, evaluation.data)
 
@@ -131,7 +150,7 @@ def _sampling(evaluation: Evaluation, benchmark: Benchmark) -> SamplingParams:
     return dataclasses.replace(
         evaluation.sampling,
         max_new_tokens=evaluation.max_new_tokens or benchmark.ask.max_new_tokens,
-        stop=(*benchmark.ask.stop, *evaluation.sampling.stop),
+        stop=evaluation.sampling.stop or benchmark.ask.stop,
     )
 
 
@@ -178,8 +197,11 @@ def _ask(evaluation: Evaluation, prepared: Prepared, folder: StageFolder) -> Non
 
 
 def _work(generator: Generator, prepared: Prepared) -> Work:
+    """Raises UserError where a server refuses every question: nothing is wrong with them then."""
+
     def work(items: Iterator[Item]) -> Iterator[tuple[Item, list[Record]]]:
         waiting: dict[int, Item] = {}
+        refused: list[Outcome] = []
 
         def asked() -> Iterator[Question]:
             for item in items:
@@ -187,6 +209,16 @@ def _work(generator: Generator, prepared: Prepared) -> Work:
                 yield item.value
 
         for outcome in outcomes(generator, prepared.benchmark, asked(), prepared.manner):
+            if outcome.refused:
+                refused.append(outcome)
+            else:
+                yield waiting.pop(outcome.number), [outcome]
+        if len(refused) == prepared.total:
+            raise UserError(
+                f"{prepared.benchmark.name}: every question was refused, the first by "
+                f"{refused[0].refused}; leave the task out, or mend this and run again"
+            )
+        for outcome in refused:
             yield waiting.pop(outcome.number), [outcome]
 
     return work

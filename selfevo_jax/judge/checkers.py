@@ -21,10 +21,16 @@ _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(.+)$", re.MULTILINE)
 _CUE = re.compile(r"\banswer(?:[ \t]+is\b|[ \t]*\**:\**)[ \t:]*(\S[^\n]*)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)")
+_VULGAR = "\u00bc-\u00be\u2150-\u215e"  # one half and the like, each a character
 _NUMBER = re.compile(
     r"(?P<sign>(?<![0-9A-Za-z.)\]}])[-+\u2212])?(?:[$€£](?P<inner>[-\u2212])?)?"
-    r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<![0-9])(?=\.[0-9]))"
-    r"(?P<part>\.[0-9]+)?(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/(?P<under>[0-9]+))?"
+    rf"(?P<whole>[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+|(?<![0-9])(?=\.[0-9]|[{_VULGAR}]))"
+    rf"(?: ?(?P<vulgar>[{_VULGAR}])|"
+    r"(?P<part>\.[0-9]+)?(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?(?:/(?P<under>[0-9]+))?)"
+)
+# After a number, what says that it is not the result yet: "3 + 4", "= 7", "which is 7".
+_GOES_ON = re.compile(
+    r"^\s*[-+*/x\u00d7\u00f7\u2212]\s*[$€£]?[0-9]|(?:=|\b(?:is|equals|gives|makes|so))\s*[$€£\u2212-]*[0-9]"
 )
 
 
@@ -122,14 +128,33 @@ def number_value(written: str) -> Fraction | None:
         if int(match["under"]) == 0:
             return None
         value /= int(match["under"])
+    if match["vulgar"]:
+        value += Fraction(unicodedata.normalize("NFKC", match["vulgar"]).replace("\u2044", "/"))
     signs = (match["sign"] or "") + (match["inner"] or "")
     return -value if sum(sign in "-\u2212" for sign in signs) % 2 else value
 
 
 def last_number(text: str) -> str | None:
-    """The number a reply ends on: the last in its `final_answer`, else the last anywhere."""
-    found = find_numbers(final_answer(text)) or find_numbers(text)
-    return found[-1] if found else None
+    """The number a reply ends on: the one that it states, else the last in its `final_answer`,
+    else the last anywhere."""
+    span = final_answer(text)
+    found = find_numbers(span) or find_numbers(text)
+    return _stated(text, span) or (found[-1] if found else None)
+
+
+def _stated(text: str, span: str) -> str | None:
+    """The number right after "answer is", "answer:" or "####" where `span` follows that.
+
+    What comes after it is said about it ("$18 for 2 days"), unless it goes on to the result.
+    """
+    body = text[-TAIL:].rpartition("</think>")[2]
+    number = _NUMBER.search(span)
+    if number is None or span not in (
+        _undecorate(find(body)) for find in (_last_hashes, _last_cue)
+    ):
+        return None
+    before, after = span[: number.start()], span[number.end() :]
+    return None if re.search(r"\w", before) or _GOES_ON.search(after) else number.group()
 
 
 def exact_number(text: str, gold: str) -> Check:

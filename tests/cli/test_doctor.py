@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from selfevo_jax import cli
-from selfevo_jax.cli.doctor import Finding, Hardware, examine, judge, mend
+from selfevo_jax.cli import doctor
+from selfevo_jax.cli.doctor import Finding, Hardware, examine, judge, mend, sandbox_line
+from selfevo_jax.errors import UserError
 
 NOTHING = Hardware((), 0, False)
 ONE = Hardware(("NVIDIA H100 80GB HBM3, 81559 MiB, 550.54",), 0, False)
@@ -33,6 +35,20 @@ def test_the_real_jax_of_this_machine_works():
     found = examine("jax", NOTHING)
     assert found.extras is None
     assert found.text.startswith("works on 1 x cpu; a training step of a tiny model took ")
+
+
+def test_it_tells_what_holds_programs(monkeypatch, capsys):
+    from selfevo_jax.judge import sandbox
+
+    monkeypatch.setattr(doctor, "examine", lambda name, hardware: Finding(name, "works"))
+    assert cli.main(["doctor"]) == 0
+    assert f"code sandbox: {sandbox.platform().report()}" in capsys.readouterr().out
+
+    def unsafe():
+        raise UserError("the code sandbox needs Linux")
+
+    monkeypatch.setattr(sandbox, "platform", unsafe)
+    assert sandbox_line() == "the code sandbox needs Linux"
 
 
 @pytest.mark.slow

@@ -319,11 +319,74 @@ def test_rows_come_through_tfds_by_name(tmp_path, monkeypatch):
         read_split("boolq", BENCHMARKS["boolq"].data, "test", "tfds:nothing_such")
 
 
+def test_lists_of_texts_come_through_tfds(tmp_path, monkeypatch):
+    """SQuAD's answers: a sequence of records, which TFDS gives as lists of bytes."""
+    tfds = pytest.importorskip("tensorflow_datasets", reason="extra tfds")
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    row = {"title": "T", "context": "Ann, Bob", "question": "Who?"}
+    golds = [
+        {"text": ["Ann", "B\u00f6b"], "answer_start": [0, 5]},
+        {"text": [], "answer_start": []},
+    ]
+
+    class TinySquad(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            answers = {"text": tfds.features.Text(), "answer_start": np.int32}
+            features = dict.fromkeys(row, tfds.features.Text())
+            features |= {"answers": tfds.features.Sequence(answers)}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"validation": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((n, row | {"answers": answers}) for n, answers in enumerate(golds))
+
+    benchmark = BENCHMARKS["squadv2"]
+    read = read_split("squadv2", benchmark.data, "test", "tfds:tiny_squad")
+    assert sorted(read.rows, key=lambda row: not row["answers"]["text"]) == [
+        row | {"answers": answers} for answers in golds
+    ]
+    asked = questions(benchmark, read, pool_of(benchmark, None, Wording()), Wording())
+    assert sorted(question.target for question in asked) == ["Ann", "unanswerable"]
+
+
+def test_a_data_set_that_is_a_script_is_a_message(tmp_path):
+    """`datasets` runs no programs of others any more, and says so by a RuntimeError."""
+    pytest.importorskip("datasets", reason="extra parity")
+    script = tmp_path / f"{tmp_path.name}.py"
+    script.write_text("raise SystemExit")
+    with pytest.raises(UserError, match="cannot be read .*scripts are no longer supported"):
+        read_split("boolq", BENCHMARKS["boolq"].data, "test", f"hf:{tmp_path}")
+
+
 def test_the_data_folder_can_come_from_the_environment(shared_data, monkeypatch):
     monkeypatch.setenv("SELFEVO_DATA", str(shared_data))
     read = read_split("svamp", BENCHMARKS["svamp:plain"].data, "test", None)
     assert len(read.rows) == 218 and read.places[0].startswith("svamp/svamp.jsonl:")
     assert set(read.origin) == {"svamp/svamp.jsonl"}
+
+
+def test_files_beside_the_rows_come_from_the_folder_of_the_environment(shared_data, monkeypatch):
+    """Also where the rows are elsewhere: the hub has no prompts of BIG-bench Hard."""
+    benchmark = BENCHMARKS["bbh_cot_fewshot_navigate"]
+    pool = pool_of(benchmark, shared_data, Wording())
+    monkeypatch.setenv("SELFEVO_DATA", str(shared_data))
+    assert pool_of(benchmark, None, Wording()) == pool
+    assert pool_of(benchmark, "hf", Wording()) == pool
+    monkeypatch.delenv("SELFEVO_DATA")
+    with pytest.raises(UserError, match="needs bbh/cot_prompts.jsonl .*cot-prompts/.*SELFEVO_DATA"):
+        pool_of(benchmark, "hf", Wording())
+
+
+def test_rows_of_the_hub_need_not_name_their_task(tmp_path):
+    pytest.importorskip("datasets", reason="extra parity")
+    row = {"input": "True is", "target": "True"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    data = BENCHMARKS["bbh_zeroshot_boolean_expressions"].data
+    assert read_split("bbh", data, "test", f"hf:{tmp_path}").rows == (row,)
 
 
 def test_csv_json_and_parquet_rows_are_read(tmp_path):

@@ -14,6 +14,7 @@ from selfevo_jax.evaluate.data import read_split
 from selfevo_jax.evaluate.results import summarise
 from selfevo_jax.evaluate.running import Manner, outcomes
 from selfevo_jax.evaluate.stats import standard_error
+from selfevo_jax.evaluate.task import SPLIT_SALT
 from selfevo_jax.evaluate.tasks import BENCHMARKS
 from selfevo_jax.evolve.evaluated import LocalModel
 from selfevo_jax.evolve.tiny import random_model
@@ -252,6 +253,66 @@ def test_results_have_the_harness_shape_and_repeat_to_the_byte(command, tmp_path
     assert sum(row["acc"] for row in rows) / 5 == boolq["acc,none"]
 
 
+def results_of(out):
+    (path,) = out.glob("results_*.json")
+    return json.loads(path.read_text())
+
+
+def test_a_share_of_the_questions_is_rounded_up_and_told_from_the_whole(command, tmp_path):
+    """As the harness does it: the ceiling, and both counts."""
+    out = tmp_path / "out"
+    assert cli.main([*command, "--limit=0.3", f"--out={out}"]) == 0
+    found = results_of(out)
+    assert found["n-samples"]["boolq"] == {"original": 5, "effective": 2}
+    assert found["config"]["limit"] == 0.3
+    assert cli.main([*command, "--show=all", "--limit=0.5", f"--out={out}"]) == 0
+
+
+def test_results_say_how_each_task_was_asked(command, tmp_path):
+    """In the harness's words; the division of a file by question hash with its salt."""
+    out = tmp_path / "out"
+    assert cli.main([*command, "--limit=1", "--repeats=2", f"--out={out}"]) == 0
+    found = results_of(out)
+    assert found["config"]["splits"] == {
+        "boolq": {"split": "test"}, "svamp:plain": {"split": "test", "salt": SPLIT_SALT},
+    }  # fmt: skip
+    boolq, svamp = found["configs"]["boolq"], found["configs"]["svamp:plain"]
+    assert boolq["output_type"] == "multiple_choice" and "generation_kwargs" not in boolq
+    assert boolq["metadata"] == {"version": "2.0"} and boolq["fewshot_split"] == "train"
+    assert svamp["output_type"] == "generate_until" and svamp["repeats"] == 2
+    kwargs = svamp["generation_kwargs"]
+    assert (kwargs["max_gen_toks"], kwargs["do_sample"], kwargs["temperature"]) == (4, False, 0.0)
+    one = ["--tasks=svamp", f"--data={tmp_path / 'data' / 'svamp' / 'svamp.jsonl'}"]
+    assert cli.main([*command, *one, "--limit=1", f"--out={tmp_path / 'one'}"]) == 0
+    assert results_of(tmp_path / "one")["config"]["splits"] == {"svamp:plain": {"split": "test"}}
+
+
+def test_a_stop_of_ones_own_replaces_those_of_the_task(command, tmp_path):
+    """As the harness reads --gen_kwargs until=."""
+    folder_of(tmp_path / "data", "gsm8k/test.jsonl", [{"question": "1?", "answer": "#### 2"}])
+    gsm8k = [*command, "--tasks=gsm8k", "--num_fewshot=0"]
+    for more, until in (
+        (["--gen_kwargs=max_gen_toks=4"], ["Question:", "</s>", "<|im_end|>"]),
+        (["--gen_kwargs=max_gen_toks=4,until=So"], ["So"]),
+    ):
+        out = tmp_path / f"out{len(until)}"
+        assert cli.main([*gsm8k, *more, f"--out={out}"]) == 0
+        assert results_of(out)["configs"]["gsm8k"]["generation_kwargs"]["until"] == until
+
+
+def test_what_holds_programs_is_told_before_any_runs(command, tmp_path, capsys):
+    row = {
+        "text": "t", "code": "def f(): pass", "task_id": 1, "test_setup_code": "",
+        "test_list": ["assert 1", "assert 2", "assert 3"],
+    }  # fmt: skip
+    folder_of(tmp_path / "data", "mbpp/mbpp_test.jsonl", [row])
+    more = ["--tasks=boolq,mbpp", "--num_fewshot=0", "--limit=1", f"--out={tmp_path / 'out'}"]
+    assert cli.main([*command, *more]) == 0
+    assert capsys.readouterr().err.count("sandbox enforces network, files, user, processes") == 1
+    assert cli.main([*command, "--limit=1", f"--out={tmp_path / 'other'}"]) == 0
+    assert "sandbox" not in capsys.readouterr().err
+
+
 def test_a_torn_journal_is_finished_by_the_same_command(command, tmp_path):
     """As after a kill: two of the answers are there, the third line is cut."""
     whole, torn = tmp_path / "whole", tmp_path / "torn"
@@ -285,6 +346,8 @@ def test_out_may_be_a_json_file(command, tmp_path):
     ("more", "message"),
     [
         (["--limit=0"], "--limit 0 must be at least 1"),
+        (["--limit=-0.5"], "invalid _limit value"),
+        (["--limit=1.5"], "invalid _limit value"),
         (["--gen_kwargs=temprature=1"], "did you mean temperature"),
         (["--gen_kwargs=top_k=x"], "--gen_kwargs top_k=x"),
         (["--num_fewshot=5"], "no file"),

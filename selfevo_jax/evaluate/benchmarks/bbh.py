@@ -1,9 +1,10 @@
-"""BIG-Bench Hard: 27 tasks, with three chains of thought or directly.
+"""BIG-Bench Hard: 27 tasks, with three chains of thought, three answers, or directly.
 
 Suzgun et al. 2022, "Challenging BIG-Bench Tasks and Whether Chain-of-Thought Can Solve Them".
-`bbh_cot_fewshot_TASK` (all: `bbh_cot_fewshot`, or `bbh`) and `bbh_zeroshot_TASK` are the
-harness's wordings and readings. Descriptions and chains are those of the authors' prompt files,
-read from bbh/cot_prompts.jsonl; the canary line on top of them is not shown to the model.
+`bbh_cot_fewshot_TASK` (all: `bbh_cot_fewshot`, or `bbh`), `bbh_fewshot_TASK` and
+`bbh_zeroshot_TASK` are the harness's wordings and readings. Descriptions and chains are those of
+the authors' prompt files, read from bbh/cot_prompts.jsonl, which no data set on the hub has; the
+canary line on top of them is not shown to the model.
 """
 
 import re
@@ -18,8 +19,12 @@ from selfevo_jax.evaluate.file_task import FileSpec, by_gold
 from selfevo_jax.evaluate.readings import BBH_IGNORED, extracted, found, same, whole
 from selfevo_jax.judge.checkers import TAIL, exact_match
 
-ROWS, PROMPTS = "bbh/bbh.jsonl", "bbh/cot_prompts.jsonl"
+ROWS = "bbh/bbh.jsonl"
 SOURCE = "github.com/suzgunmirac/BIG-Bench-Hard, licence MIT"
+CHAINS = (
+    "bbh/cot_prompts.jsonl",
+    f"rows with task and prompt, the text of each file of cot-prompts/ there; source: {SOURCE}",
+)
 THINK = "A: Let's think step by step."
 LETTER, YES_NO, NUMBER = r"(\([A-Z]\))", r"\b(Yes|No|yes|no)\b", r"([-0-9]+)"
 OPTIONS = (
@@ -140,10 +145,10 @@ def _flexible(task: str) -> Read:
 def _data(task: str) -> Data:
     return Data(
         files={"test": ROWS},
-        fields={"task": str, "input": str, "target": str},
+        fields={"input": str, "target": str},
         source=SOURCE,
         hub=("SaylorTwift/bbh", task),
-        keep=lambda row: row["task"] == task,
+        keep=lambda row: row.get("task", task) == task,  # the hub's sets are of one task each
     )
 
 
@@ -156,7 +161,7 @@ def _thinking(task: str) -> Benchmark:
         target=_target,
         ask=Generate({"get-answer": answer}, stop=("</s>", "Q", "\n\n"), max_new_tokens=1024),
         num_fewshot=3,
-        shots=Shots(file=(PROMPTS, partial(_chain, task)), pick="first"),
+        shots=Shots(file=(*CHAINS, partial(_chain, task)), pick="first"),
         delimiter="",
         groups=("bbh", "bbh_cot_fewshot"),
         version="4.0",
@@ -170,6 +175,34 @@ def _chain(task: str, path: Path) -> tuple[str, tuple[Row, ...]]:
     return known[task]
 
 
+def _ends(task: str, path: Path) -> tuple[str, tuple[Row, ...]]:
+    """The same examples, each with the answer that its chain ends on."""
+    description, shots = _chain(task, path)
+    cut = [shot["target"].rpartition("the answer is ") for shot in shots]
+    if not all(mark for _, mark, _ in cut):
+        raise UserError(f"{path}: a chain of {task} does not end on 'the answer is'")
+    ends = [end.removesuffix(".") for *_, end in cut]
+    return description, tuple(s | {"target": end} for s, end in zip(shots, ends, strict=True))
+
+
+def _description(task: str, path: Path) -> tuple[str, tuple[Row, ...]]:
+    return _chain(task, path)[0], ()
+
+
+def _shown(task: str) -> Benchmark:
+    return Benchmark(
+        name=f"bbh_fewshot_{task}",
+        data=_data(task),
+        prompt=_direct,
+        target=_target,
+        ask=Generate({"none": whole(_target)}, stop=("</s>", "Q", "\n\n")),
+        num_fewshot=3,
+        shots=Shots(file=(*CHAINS, partial(_ends, task)), pick="first"),
+        groups=("bbh_fewshot",),
+        version="2.0",
+    )
+
+
 def _answering(task: str) -> Benchmark:
     strict = whole(_target, BBH_IGNORED, fold=True)
     readings = {"strict-match": strict, "flexible-extract": _flexible(task)}
@@ -179,7 +212,8 @@ def _answering(task: str) -> Benchmark:
         prompt=_direct,
         target=_target,
         ask=Generate(readings, stop=("</s>", "Q:", "<|im_end|>")),
-        shots=Shots(file=(PROMPTS, partial(_chain, task)), pick="first"),
+        # As there, examples that are asked for are test rows, but never the question itself.
+        shots=Shots("test", file=(*CHAINS, partial(_description, task))),
         groups=("bbh_zeroshot",),
         version="3.0",
     )
@@ -199,4 +233,4 @@ SPEC = FileSpec(
     style="steps",
     cluster=lambda row: row["task"],
 )
-BENCHMARKS = (*map(_thinking, TASKS), *map(_answering, TASKS))
+BENCHMARKS = (*map(_thinking, TASKS), *map(_shown, TASKS), *map(_answering, TASKS))

@@ -22,7 +22,8 @@ STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 
 def _ask(check: CheckCode) -> Generate:
-    return Generate({"create_test": passes(check)}, stop=STOP, max_new_tokens=1024, code=True)
+    readings = {"create_test": passes(check, "canonical_solution")}
+    return Generate(readings, stop=STOP, max_new_tokens=1024, code=True)
 
 
 def _check_in_block(sandbox: Sandbox, row: dict, reply: str) -> Outcome:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
 from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec
@@ -39,6 +40,12 @@ def _asked(row: Row) -> str:
     unknown = [name for name in names if name not in INSTRUCTIONS]
     if unknown:
         raise ValueError(f"the instruction {unknown[0]!r} is not known")
+    if not all(isinstance(arguments, dict) for arguments in row["kwargs"]):
+        raise ValueError("the field 'kwargs' does not hold an object for each instruction")
+    try:
+        check(row, "Any reply tells whether an instruction has its arguments.")
+    except UserError as error:
+        raise ValueError(str(error)) from error
     return ", ".join(names)
 
 

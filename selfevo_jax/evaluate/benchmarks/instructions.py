@@ -23,7 +23,10 @@ def _question(row: Row) -> str:
 
 def _instances(row: Row, place: str) -> Iterator[Row]:
     """The instances of a Self-Instruct row, each with its instruction."""
-    for instance in row.get("instances") or []:
+    instances = row.get("instances")
+    if not isinstance(instances, list) or not all(isinstance(x, dict) for x in instances):
+        raise ValueError("the field 'instances' is missing or no list of objects")
+    for instance in instances:
         yield {"id": row.get("id"), "instruction": row.get("instruction")} | instance
 
 

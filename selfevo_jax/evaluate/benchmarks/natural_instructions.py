@@ -8,7 +8,6 @@ that --limit sees all of them, and a quarter of each task is held out, by input.
 
 from collections.abc import Iterator
 
-from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.benchmark import Benchmark, Generate, Reading
 from selfevo_jax.evaluate.data import Data, Row, divided
 from selfevo_jax.evaluate.file_task import FileSpec, Meta
@@ -18,18 +17,27 @@ from selfevo_jax.judge.checkers import Check, normalise
 
 FILES = "natural_instructions/*.json"
 EXAMPLES = 2
+KINDS = {str: "texts", dict: "objects"}
 
 
 def unpack(task: Row, place: str) -> Iterator[Row]:
     """The instances of one task file, each with its task's name, definition and examples."""
-    for name, kind in {"Definition": list, "Positive Examples": list, "Instances": list}.items():
-        if not isinstance(task.get(name), kind):
-            raise UserError(f"{place}: the field {name!r} is missing or no list")
+    for name, kind in {"Definition": str, "Positive Examples": dict, "Instances": dict}.items():
+        held = task.get(name)
+        if not isinstance(held, list) or not all(isinstance(part, kind) for part in held):
+            raise ValueError(f"the field {name!r} is missing or no list of {KINDS[kind]}")
     name = place.rpartition("/")[2].partition(".")[0]
     shared = {"task": name, "definition": "\n".join(task["Definition"])}
-    examples = [{"input": e["input"], "output": e["output"]} for e in task["Positive Examples"]]
+    examples = [_example(example) for example in task["Positive Examples"]]
     for instance in task["Instances"]:
         yield shared | {"examples": examples[:EXAMPLES]} | instance
+
+
+def _example(example: Row) -> Row:
+    shown = {name: example.get(name) for name in ("input", "output")}
+    if not all(isinstance(text, str) for text in shown.values()):
+        raise ValueError("an example has no text 'input' and 'output'")
+    return shown
 
 
 def golds(row: Row) -> list[str]:

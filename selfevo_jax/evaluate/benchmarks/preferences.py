@@ -23,13 +23,14 @@ def _benchmark(name: str, data: Data, prompt: Callable[[Row], str]) -> Benchmark
     )
 
 
-def _differ(row: Row) -> bool:
-    """Ties (equal scores or equal texts) have no right answer."""
-    scores = row.get("metadata", {})
+def _comparable(row: Row) -> bool:
+    """Ties (equal scores or equal texts) have no right answer, an empty text no probability."""
+    scores = row.get("metadata") or {}
     level = scores.get("score_chosen") is not None and (
         scores["score_chosen"] == scores.get("score_rejected")
     )
-    return row["chosen"] != row["rejected"] and not level
+    texts = row["chosen"], row["rejected"]
+    return texts[0] != texts[1] and all(text.strip() for text in texts) and not level
 
 
 BENCHMARKS = (
@@ -39,7 +40,7 @@ BENCHMARKS = (
             files={"test": "ultrafeedback/clean.jsonl"},
             fields={"prompt": str} | PAIR,
             source="github.com/OpenBMB/UltraFeedback, licence MIT",
-            keep=_differ,
+            keep=_comparable,
         ),
         lambda row: row["prompt"].strip(),
     ),
@@ -49,7 +50,7 @@ BENCHMARKS = (
             files={"test": "instruction_small/preference_data.jsonl"},
             fields={"instruction": str, "input": str} | PAIR,
             source="github.com/rasbt/LLMs-from-scratch, licence Apache-2.0",
-            keep=_differ,
+            keep=_comparable,
         ),
         lambda row: f"{row['instruction']}\n{row['input']}".strip(),
     ),

@@ -30,6 +30,7 @@ class Broken(Exception):
 
 SEQUENCES: dict[str, Callable] = {
     "list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque,
+    "keys": lambda keys: dict.fromkeys(keys).keys(), "items": lambda pairs: dict(pairs).items(),
 }  # fmt: skip
 MAPPINGS: dict[str, Callable] = {"dict": dict, "Counter": Counter, "OrderedDict": OrderedDict}
 TEXTS: dict[str, tuple[Callable, Callable]] = {
@@ -46,6 +47,7 @@ KINDS = (
     (bytearray, "bytearray"), (complex, "complex"), (list, "list"), (tuple, "tuple"), (set, "set"),
     (frozenset, "frozenset"), (Counter, "Counter"), (OrderedDict, "OrderedDict"), (dict, "dict"),
     (deque, "deque"), (range, "range"), (Fraction, "Fraction"), (Decimal, "Decimal"),
+    (type({}.keys()), "keys"), (type({}.items()), "items"),
 )  # fmt: skip
 
 
