@@ -23,7 +23,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import Batches, MicroBatch
 from selfevo_jax.learn.carried import Carried, gone_on_with, leave
 from selfevo_jax.learn.checkpoints import Checkpoints
-from selfevo_jax.learn.goodput import Goodput, computing
+from selfevo_jax.learn.goodput import Goodput, computing, machine
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.joined import Joined, mismatched
 from selfevo_jax.learn.losses import Objective, metric_means
@@ -100,6 +100,7 @@ class Fit:
         checkpoints = self._checkpoints("checkpoints")
         self.best = self._checkpoints("best", keep=1) if self.held else None
         done, state = self._restore(checkpoints)
+        self.begun_at = done
         self.metrics = MetricsLog(self.folder, done, writes=self._writes())
         self.course = Course(self.settings, self.metrics.rows)
         self.on_step = on_step
@@ -222,10 +223,13 @@ class Fit:
             self._assert_start_is_reference(row)
         self.course.add(row)
         seconds = self.goodput.step()
-        speed = {"tokens_per_second": row["tokens"] / seconds}
-        share = mfu(self._flops(step), seconds, self.base.mesh.devices.ravel().tolist())
+        flops = self._flops(step)
+        speed = {"tokens_per_second": row["tokens"] / seconds, "flops": flops}
+        share = mfu(flops, seconds, self.base.mesh.devices.ravel().tolist())
         if share is not None:
             speed["mfu"] = share
+        if step == self.begun_at:
+            speed["machine"] = machine(self.base.mesh)
         self.metrics.add(row, {"step": step, "seconds": seconds, **speed})
         if self.on_step:
             self.on_step(row)

@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import platform
 import socket
 import statistics
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from selfevo_jax.parallel.distributed import told_by_all
 
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 
 FILE = "goodput.jsonl"
 PARTS = ("steps", "compile", "data", "checkpoint", "reference", "measure", "idle")
+TOLD = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _COMPILING = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
@@ -125,6 +129,19 @@ class Goodput:
         if event in _COMPILING:
             self._spent[self._doing] -= seconds
             self._spent["compile"] += seconds
+
+
+def machine(mesh: Mesh) -> dict[str, Any]:
+    """What the steps of a fit run on, and the variables that change how JAX uses it."""
+    told = {name: os.environ[name] for name in TOLD if name in os.environ}
+    return {
+        "os": platform.platform(),
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.devices.size,
+        "hosts": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        **told,
+    }
 
 
 def computing(sums: Mapping[str, Any] | None) -> bool:

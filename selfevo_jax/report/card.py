@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfevo_jax.report.folder import read_document
 from selfevo_jax.report.summary import summarise
 
 LIBRARIES = {"peft": "peft", "safetensors": "transformers", "gguf": "gguf"}
@@ -20,11 +21,12 @@ def model_card(workdir: str | Path, policy: str, form: str, license_id: str | No
     Raises UserError for a folder that is no run or is damaged.
     """
     summary = summarise(workdir)
+    kept = summary["run"].get("policies", {}).get(policy, {})
     parts = (
         _front_matter(summary["run"], form, license_id),
         _intro(summary["run"], policy),
-        _made(summary, policy),
-        _results(summary),
+        _made(summary, policy, _settings(Path(workdir), kept)),
+        _results(summary, policy),
         _licence(license_id),
     )
     return "\n\n".join(parts) + "\n"
@@ -54,7 +56,7 @@ def _intro(run: Mapping[str, Any], policy: str) -> str:
     )
 
 
-def _made(summary: Mapping[str, Any], policy: str) -> str:
+def _made(summary: Mapping[str, Any], policy: str, training: Mapping[str, Any]) -> str:
     run, config = summary["run"], summary["config"]
     kept = run.get("policies", {}).get(policy, {})
     rows = {
@@ -65,8 +67,9 @@ def _made(summary: Mapping[str, Any], policy: str) -> str:
         "Rounds": run.get("rounds"),
         "Seed": run.get("seed"),
         "Started from": kept.get("parent"),
-        "Objective": config.get("objective"),
-        "LoRA": config.get("lora"),
+        "Trained in": str(Path(kept["adapter"]).parent) if kept.get("adapter") else None,
+        "Objective": training.get("objective", config.get("objective")),
+        "LoRA": training.get("learn", {}).get("lora", config.get("lora")),
         "Versions": run.get("versions"),
         "Command": run.get("command"),
     }
@@ -74,31 +77,58 @@ def _made(summary: Mapping[str, Any], policy: str) -> str:
     return "\n".join(["## How it was made", "", "| | |", "| --- | --- |", *lines])
 
 
-def _results(summary: Mapping[str, Any]) -> str:
-    gains = {(t, g["round"]): g for t, rows in summary["gains"].items() for g in rows}
+def _settings(workdir: Path, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """How a policy was trained, which a branch may do in its own way; {} where nothing tells."""
+    sealed = workdir / Path(kept.get("adapter") or "").parent / "stage.json"
+    return read_document(sealed).get("stage", {}).get("settings", {}) if sealed.is_file() else {}
+
+
+def _results(summary: Mapping[str, Any], policy: str) -> str:
+    """Every test of the run, those of `policy` in bold."""
+    gains = {
+        (task, gain["stage"], gain["round"], gain["title"]): gain
+        for task, rows in summary["gains"].items()
+        for gain in rows
+    }
     lines = [
-        _result(task, row["round"], measured, gains.get((task, row["round"])))
-        for row in summary["rounds"]
-        for task, measured in row["tasks"].items()
+        _result(test, task, measured, gains, own=test["policy"] == policy)
+        for test in summary["tested"]
+        for task, measured in test["tasks"].items()
     ]
     if not lines:
         return "## Results\n\nNot measured."
-    head = ["| Task | Round | n | Accuracy | 95 % interval | Gain over round 0, points |"]
+    head = ["| Policy | Task | n | Accuracy | 95 % interval | Gain over the first, points |"]
+    mine = any(test["policy"] == policy for test in summary["tested"])
+    whose = (
+        "This model's own figures are in bold; the others are what else its run tested."
+        if mine
+        else "This model was not tested: these are other models of its run."
+    )
     note = (
-        "Greedy answers to held-out questions; Wilson intervals; gains on the same questions "
-        "(Newcombe's paired interval). Nothing else was measured."
+        f"{whose} Greedy answers to held-out questions; "
+        "Wilson intervals; gains over the first row on the same questions (Newcombe's paired "
+        "interval)."
     )
     table = [*head, "| --- " * 6 + "|", *lines]
     return "\n".join(["## Results", "", *table, "", note])
 
 
-def _result(task: str, number: int, row: Mapping[str, Any], gain: Mapping[str, Any] | None) -> str:
-    gained = ""
+def _result(
+    test: Mapping[str, Any],
+    task: str,
+    row: Mapping[str, Any],
+    gains: Mapping[tuple[Any, ...], Mapping[str, Any]],
+    *,
+    own: bool,
+) -> str:
+    gain, gained = gains.get((task, test["stage"], test["round"], test["title"])), ""
     if gain is not None:
         low, high = 100 * gain["low"], 100 * gain["high"]
         gained = f"{100 * gain['gain']:+.1f} ({low:+.1f} to {high:+.1f})"
     interval = f"{row['low']:.1%} to {row['high']:.1%}"
-    cells = (_code(task), str(number), str(row["n"]), f"{row['score']:.1%}", interval, gained)
+    accuracy = f"**{row['score']:.1%}**" if own else f"{row['score']:.1%}"
+    name = f"**{_code(test['title'])}**" if own else _code(test["title"])
+    cells = (name, _code(task), str(row["n"]), accuracy, interval, gained)
     return f"| {' | '.join(cells)} |"
 
 

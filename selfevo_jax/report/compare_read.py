@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.report.folder import RunFolder
-
-ANSWER = {"prompt_id", "policy", "correct"}
-TURN = {"variant", "turn", "first", "later"}  # of ReflectEvo's outcome of a question
+from selfevo_jax.report.folder import RunFolder, label, line_of
+from selfevo_jax.report.tested import Test, tests
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ class _Run:
             )
         self.stages: list[Mapping[str, Any]] = stages
         self.place = {stage["stage"]: place for place, stage in enumerate(stages)}
+        self.by_label = {stage["stage"]: stage for stage in stages}
         policies = self.about.get("policies", {}).values()
         self.made_by = {
             p["hash"]: str(Path(p["adapter"]).parent) for p in policies if p.get("adapter")
@@ -91,28 +90,10 @@ class _Run:
 
     def points(self) -> Iterator[tuple[str, Point]]:
         """(line, point) of every test, in the order of the plan."""
-        for stage in self.stages:
-            if stage["measuring"]:
-                for policy, correct in self._tested(stage["stage"]).items():
-                    yield line_of(stage["stage"]), Point(policy, self._spent(stage), correct)
-
-    def _tested(self, stage: str) -> dict[str, dict[str, bool]]:
-        """Policy -> question -> right, of a stage that tested one; {} of any other."""
-        found: dict[str, dict[str, bool]] = {}
-        for row in self._rows(stage):
-            if row.keys() >= ANSWER:
-                found.setdefault(row["policy"], {})[row["prompt_id"]] = bool(row["correct"])
-            elif isinstance(row.get("values"), dict) and row["values"].keys() >= TURN:
-                values = row["values"]
-                name = f"{values['variant']}, turn {values['turn']}"
-                found.setdefault(name, {})[row["source_id"]] = bool(values["later"])
-            else:
-                return {}
-        return found
-
-    def _rows(self, stage: str) -> Iterator[Mapping[str, Any]]:
-        number, _, name = stage.partition("/")
-        return self.folder.rows(int(number.removeprefix("round_")), name)
+        for test in tests(self.folder):
+            stage = self.by_label.get(label(test.place))
+            if stage is not None and stage["measuring"]:
+                yield test.line, Point(test.title, self._spent(stage), _right(test))
 
     def _spent(self, tested: Mapping[str, Any]) -> int:
         """Tokens generated and trained on for what `tested` tested."""
@@ -145,9 +126,13 @@ class _Run:
                 yield stage
 
 
-def line_of(stage: str) -> str:
-    """The branch of a stage: "dpo" of "round_01/dpo.train", "" of "round_01/train"."""
-    return stage.partition("/")[2].rpartition(".")[0]
+def _right(test: Test) -> dict[str, bool]:
+    """Whether each question was right, by id."""
+    return {
+        name: bool(answer["correct"])
+        for by_id in test.answers.values()
+        for name, answer in by_id.items()
+    }
 
 
 def within(points: Sequence[Point], budget: int) -> Point:

@@ -6,44 +6,42 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfevo_jax.learn.goodput import PARTS
-from selfevo_jax.report.folder import RunFolder
+from selfevo_jax.report.folder import Place, RunFolder, label
 
 TOKENS = ("generated_tokens", "read_tokens", "trained_tokens")
 
 
-def stage_costs(folder: RunFolder, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+def stage_costs(folder: RunFolder) -> list[dict[str, Any]]:
     """A row for every stage that has a folder, in the order of the plan.
 
-    {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "seconds", "mfu"},
-    over all interrupted attempts; of one that was killed up to ten seconds are missing. `measuring`
-    stages look at the test split and decide nothing. `mfu` is the mean over the seconds of those
-    steps that noted one, None where the device's peak is not known.
+    {"stage", "measuring", "generated_tokens", "read_tokens", "trained_tokens", "flops", "seconds",
+    "mfu"}, over all interrupted attempts (of one that was killed up to ten seconds are missing)
+    and all hosts, whose tokens add up while the seconds are those of the host that took longest.
+    `measuring` stages look at the test split and decide nothing. `flops`: what useful training
+    tokens ask for (`models.flops`), None where no step noted it. `mfu` is the mean over the
+    seconds of those steps that noted one, None where the device's peak is not known.
     """
-    plan = {step["stage"]: step for step in run.get("plan", [])}
-    order = {name: place for place, name in enumerate(plan)}
-    found = [
-        _stage(folder, number, name, plan)
-        for number in folder.rounds()
-        for name in folder.stages(number)
-    ]
-    return sorted(found, key=lambda row: order.get(row["stage"], len(order)))
+    return [_stage(folder, place) for place in folder.places()]
 
 
-def _stage(
-    folder: RunFolder, number: int, name: str, plan: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    label = f"round_{number:02d}/{name}"
-    lines = list(folder.rows(number, name, "timings"))
-    steps = folder.rows(number, name, "metrics")
+def _stage(folder: RunFolder, place: Place) -> dict[str, Any]:
+    lines = [line for host in folder.timings(*place) for line in host]
     return {
-        "stage": label,
-        "measuring": bool(plan.get(label, {}).get("measuring")),
+        "stage": label(place),
+        "measuring": bool(folder.plan.get(label(place), {}).get("measuring")),
         "generated_tokens": sum(int(line.get("generated_tokens", 0)) for line in lines),
         "read_tokens": sum(int(line.get("read_tokens", 0)) for line in lines),
-        "trained_tokens": sum(int(step.get("tokens", 0)) for step in steps),
-        "seconds": round(sum(float(line.get("seconds", 0.0)) for line in lines), 3),
+        "trained_tokens": sum(int(row.get("tokens", 0)) for row in folder.rows(*place, "metrics")),
+        "flops": _noted(lines, "flops"),
+        "seconds": round(folder.seconds(*place), 3),
         "mfu": _mfu(lines),
     }
+
+
+def _noted(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The sum of a figure over the lines that have it, None where none has."""
+    noted = [float(line[name]) for line in lines if name in line]
+    return sum(noted) if noted else None
 
 
 def _mfu(lines: Sequence[Mapping[str, Any]]) -> float | None:
@@ -86,4 +84,6 @@ def goodput(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _sums(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tokens = {name: sum(row[name] for row in rows) for name in TOKENS}
-    return tokens | {"seconds": round(sum(row["seconds"] for row in rows), 3)}
+    flops = [row["flops"] for row in rows if row["flops"] is not None]
+    seconds = round(sum(row["seconds"] for row in rows), 3)
+    return tokens | {"flops": sum(flops) if flops else None, "seconds": seconds}

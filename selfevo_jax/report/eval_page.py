@@ -10,7 +10,8 @@ from typing import Any
 
 from selfevo_jax.evaluate.results import Figure, TaskResult
 from selfevo_jax.evaluate.running import Outcome
-from selfevo_jax.report.page import MAX_CHARACTERS, MAX_ROWS, rendered, shorten
+from selfevo_jax.report.page import rendered
+from selfevo_jax.report.texts import shorten, within_budget
 
 SCRIPTS = ("base.js", "shell.js", "browser.js", "evaluation.js")
 PROMPT = 4_000  # characters of a prompt that are kept: its end is what matters
@@ -56,22 +57,23 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 
 def _items(pairs: Iterable[Pair]) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    total, room = 0, MAX_CHARACTERS
-    for outcome, other in pairs:
-        total += 1
-        row: dict[str, Any] = {
-            "task": outcome.task,
-            "place": outcome.place,
-            "prompt": outcome.prompt[-PROMPT:],
-            "gold": shorten(outcome.target),
-            "after": _reply(outcome),
-            "before": None if other is None else _reply(other),
-        }
-        room -= 200 + len(row["prompt"]) + len(row["gold"]) + len(row["after"]["text"])
-        if len(rows) < MAX_ROWS and room > 0:
-            rows.append(row)
+    rows, total = within_budget((_item(*pair) for pair in pairs), _size)
     return {"rows": rows, "total": total}
+
+
+def _item(outcome: Outcome, other: Outcome | None) -> dict[str, Any]:
+    return {
+        "task": outcome.task,
+        "place": outcome.place,
+        "prompt": outcome.prompt[-PROMPT:],
+        "gold": shorten(outcome.target),
+        "after": _reply(outcome),
+        "before": None if other is None else _reply(other),
+    }
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    return len(row["prompt"]) + len(row["gold"]) + len(row["after"]["text"])
 
 
 def _reply(outcome: Outcome) -> dict[str, Any]:

@@ -24,15 +24,22 @@ WAITING = """<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" con
 
 def version_of(workdir: Path) -> str:
     """16 hex digits that change when a file of the run grows, appears or goes."""
-    paths = sorted(path for pattern in FILES for path in workdir.glob(pattern))
     digest = hashlib.sha256()
-    for path in paths:
+    for path in _files(workdir):
         try:
             stat = path.stat()
         except FileNotFoundError:  # renamed between the two looks
             continue
         digest.update(f"{path.relative_to(workdir)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _files(workdir: Path) -> list[Path]:
+    """The files of the run; none where a folder went while it was listed: the next look sees."""
+    try:
+        return sorted(path for pattern in FILES for path in workdir.glob(pattern))
+    except FileNotFoundError:
+        return []
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -61,6 +68,8 @@ class LiveServer(ThreadingHTTPServer):
                     self._made = version, build_page(self.workdir, live=version)
                 except UserError as error:
                     return WAITING.format(reason=html.escape(str(error)))
+                except FileNotFoundError:  # a stage was set aside while it was read
+                    return WAITING.format(reason="The run is making a stage anew.")
             return self._made[1]
 
 

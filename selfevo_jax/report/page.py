@@ -10,29 +10,29 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.tasks import get_task
-from selfevo_jax.report.folder import RunFolder
-from selfevo_jax.report.judges import judges
+from selfevo_jax.report.folder import Place, RunFolder
+from selfevo_jax.report.judges import contests, judges
 from selfevo_jax.report.lineage import lineage
 from selfevo_jax.report.now import progress
+from selfevo_jax.report.selections import selections
 from selfevo_jax.report.summary import finite, summarise, write_whole
+from selfevo_jax.report.tested import answers, tests
+from selfevo_jax.report.texts import conversation, questions, shorten, within_budget
 
-MAX_ROWS = 100_000  # kept in each table of the page
-MAX_CHARACTERS = 40_000_000  # of text in each table
-MAX_TEXT = 8_000  # characters of one text; the rest is named
 MAX_POINTS = 400  # of a curve in one round
 BINS = 24
-SCRIPTS = ("base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "page.js")
+SCRIPTS = (
+    "base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "records.js", "page.js",
+)  # fmt: skip
 LIVE_SCRIPTS = ("live.js",)
 SHOWN = (
-    "rounds gains totals cost stages trainings tables gauges accepted overlap".split()
-)  # of the summary
+    "rounds tested gains concluded totals cost stages trainings tables gauges accepted overlap"
+).split()  # of the summary
 CURVES = ("loss", "margin", "reward_chosen", "reward_rejected", "accuracy")
 
 
@@ -88,7 +88,7 @@ def page_data(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     """Everything that the page shows, as plain JSON values."""
     config, run = summary["config"], summary["run"]
     curves, note = _curves(folder)
-    tasks = [task for row in summary["rounds"] for task in row["tasks"]]
+    tasks = [task for row in summary["tested"] for task in row["tasks"]]
     wanted = config.get("task", {}).get("name")
     return {
         "name": str(run.get("name") or folder.path.resolve().name),
@@ -100,15 +100,27 @@ def page_data(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         "curves_note": note,
         "lengths": _lengths(folder),
         "judges": judges(folder),
-        "lineage": lineage(folder.path, run),
+        "contests": contests(folder),
+        "selections": selections(folder, config),
+        "lineage": lineage(folder, run),
         "answers": _answers(folder, config),
         "pairs": _pairs(folder),
         "command": _command(run),
-        "environment": flat(run),
+        "environment": flat(run) + _machines(summary["machines"]),
         "settings": flat(config),
         "footer": "Made by selfevo report from the files of the run. Nothing here is loaded "
         "from or sent to a network.",
     }
+
+
+def _machines(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What trainings ran on; numbered where the run went from one machine to another."""
+    several = len(found) > 1
+    return [
+        row
+        for number, machine in enumerate(found, start=1)
+        for row in flat(machine, f"machine {number}." if several else "machine.")
+    ]
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -117,13 +129,6 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [row for key in value for row in flat(value[key], f"{prefix}{key}.")]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return [(prefix.rstrip("."), shorten(text))]
-
-
-def shorten(text: str) -> str:
-    """The text, or its first `MAX_TEXT` characters and how many are left out."""
-    if len(text) <= MAX_TEXT:
-        return text
-    return f"{text[:MAX_TEXT]} [... {len(text) - MAX_TEXT} characters are left out of this page]"
 
 
 def _template(name: str) -> str:
@@ -142,12 +147,15 @@ def _policy(script: str, style: str) -> str:
 
 def _plain(data: Mapping[str, Any]) -> str:
     """The headline in one sentence, for a browser without scripts."""
-    gains = data["summary"]["gains"].get(data["headline"])
+    task, summary = data["headline"], data["summary"]
+    gains, place = summary["gains"].get(task), summary["concluded"].get(task)
     if not gains:
         return "No trained round has been evaluated yet."
-    gain = gains[-1]
+    if place is None:
+        return f"{len(gains)} policies were tested on {task} beside the first."
+    gain = gains[place]
     return (
-        f"Accuracy on {data['headline']}: {gain['before']:.1%} before, {gain['after']:.1%} after, "
+        f"Accuracy on {task}: {gain['before']:.1%} before, {gain['after']:.1%} after, "
         f"gain {100 * gain['gain']:+.1f} points (95 % interval {100 * gain['low']:+.1f} to "
         f"{100 * gain['high']:+.1f}, n = {gain['n']})."
     )
@@ -172,8 +180,7 @@ def _command(run: Mapping[str, Any]) -> str:
 def _curves(folder: RunFolder) -> tuple[list[dict[str, Any]], str]:
     """Per training its metrics over a step count that runs through all of them."""
     curves, start, thinned = [], 0, False
-    stages = [(number, stage) for number in folder.rounds() for stage in folder.stages(number)]
-    for number, stage in stages:
+    for number, stage in folder.places():
         rows = list(folder.rows(number, stage, "metrics"))
         if not rows:
             continue
@@ -205,27 +212,32 @@ def thin(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def _lengths(folder: RunFolder) -> dict[str, Any]:
-    """Histograms of answer lengths with the same bins in each round, up to the 99th percentile."""
-    lengths = {
-        number: [int(row.get("tokens") or 0) for row in folder.rows(number, "evaluate")]
-        for number in folder.rounds()
-    }
-    everything = sorted(length for row in lengths.values() for length in row)
+    """Histograms of answer lengths with the same bins in each test, up to the 99th percentile."""
+    lengths = [
+        (
+            test,
+            [int(row["tokens"] or 0) for by_id in test.answers.values() for row in by_id.values()],
+        )
+        for test in tests(folder)
+    ]
+    everything = sorted(length for _, row in lengths for length in row)
     if not everything:
-        return {"edges": [], "rounds": []}
+        return {"edges": [], "tests": []}
     top = max(1, everything[int(0.99 * (len(everything) - 1))])
     width = -(-(top + 1) // BINS)
     edges = [width * i for i in range(-(-(top + 1) // width) + 1)]
-    rounds = [_histogram(n, row, width, len(edges) - 1) for n, row in lengths.items() if row]
-    return {"edges": edges, "rounds": rounds}
+    shown = [
+        {"round": test.place[0], "title": test.title} | _histogram(row, width, len(edges) - 1)
+        for test, row in lengths
+    ]
+    return {"edges": edges, "tests": shown}
 
 
-def _histogram(number: int, lengths: list[int], width: int, bins: int) -> dict[str, Any]:
+def _histogram(lengths: list[int], width: int, bins: int) -> dict[str, Any]:
     counts = [0] * bins
     for length in lengths:
         counts[min(length // width, bins - 1)] += 1
     return {
-        "round": number,
         "n": len(lengths),
         "counts": counts,
         "mean": sum(lengths) / len(lengths),
@@ -235,41 +247,33 @@ def _histogram(number: int, lengths: list[int], width: int, bins: int) -> dict[s
 
 
 def _answers(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
-    """One row per held-out question, with its reply in each evaluation, of all branches."""
-    sides = list(_evaluations(folder))
+    """One row per held-out question, with its reply in each test, of all branches."""
+    sides: dict[tuple[Place, str], int] = {}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     tasks: dict[str, int] = {}
-    for place, (number, stage) in enumerate(sides):
-        for row in folder.rows(number, stage):
-            key = (row["task"], row["prompt_id"])
-            if key not in rows:
-                task = tasks.setdefault(row["task"], len(tasks))
-                replies = [None] * len(sides)
-                rows[key] = {
-                    "id": row["prompt_id"],
-                    "task": task,
-                    "gold": row.get("gold"),
-                    "replies": replies,
-                }
-            rows[key]["replies"][place] = _reply(row)
-    kept = _within_budget(rows.values(), _answer_size)
-    questions = _questions(folder, config, {row["id"] for row in kept})
+    for place, answer in _told(folder):
+        side = sides.setdefault((place, answer.get("title", answer["policy"])), len(sides))
+        task = tasks.setdefault(answer["task"], len(tasks))
+        key = (answer["task"], answer["prompt_id"])
+        row = rows.setdefault(
+            key, {"id": key[1], "task": task, "gold": answer.get("gold"), "replies": {}}
+        )
+        row["replies"][side] = _reply(answer)
+    kept, total = within_budget(rows.values(), _answer_size)
+    asked = questions(folder, config, {row["id"] for row in kept})
     for row in kept:
         row["gold"] = None if row["gold"] is None else shorten(row["gold"])
-        row["question"] = shorten(questions.get(row["id"], f"(question {row['id']} is not stored)"))
-    answered = [i for i in range(len(sides)) if any(row["replies"][i] for row in kept)]
-    for row in kept:
-        row["replies"] = [row["replies"][i] for i in answered]
-    shown = [{"round": sides[i][0], "stage": sides[i][1]} for i in answered]
-    return {"sides": shown, "tasks": list(tasks), "total": len(rows), "rows": kept}
+        row["question"] = asked[row["id"]]
+        row["replies"] = [row["replies"].get(side) for side in range(len(sides))]
+    shown = [{"round": place[0], "stage": place[1], "title": title} for place, title in sides]
+    return {"sides": shown, "tasks": list(tasks), "total": total, "rows": kept}
 
 
-def _evaluations(folder: RunFolder) -> Iterator[tuple[int, str]]:
-    """(round, stage) of every evaluation on held-out questions."""
-    for number in folder.rounds():
-        for stage in folder.stages(number):
-            if stage.rpartition(".")[2].startswith("evaluate"):
-                yield number, stage
+def _told(folder: RunFolder) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Every answer to a held-out question, with the stage that marked it."""
+    for place in folder.places():
+        if not folder.decides(place):
+            yield from ((place, row) for row in answers(folder, place))
 
 
 def _reply(row: Mapping[str, Any]) -> list[Any]:
@@ -284,80 +288,28 @@ def _reply(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _answer_size(row: Mapping[str, Any]) -> int:
-    return 200 + sum(len(reply[0]) for reply in row["replies"] if reply)
-
-
-def _within_budget(rows: Iterable[Any], size: Callable[[Any], int]) -> list[Any]:
-    """The first rows, up to `MAX_ROWS` of them and `MAX_CHARACTERS` of text."""
-    kept: list[Any] = []
-    room = MAX_CHARACTERS
-    for row in rows:
-        room -= size(row)
-        if len(kept) == MAX_ROWS or room < 0:
-            break
-        kept.append(row)
-    return kept
-
-
-def _questions(folder: RunFolder, config: Mapping[str, Any], wanted: set[str]) -> dict[str, str]:
-    """The text of each wanted prompt: from the records of the run, else made again by its task."""
-    found = {}
-    for prompt_id, messages in _stored_prompts(folder):
-        if prompt_id in wanted:
-            found[prompt_id] = conversation(messages)
-    if wanted - found.keys():
-        found |= _made_again(config, wanted)
-    return found
-
-
-def _stored_prompts(folder: RunFolder) -> Iterator[tuple[str, Sequence[Mapping[str, str]]]]:
-    for number in folder.rounds():
-        for stage in folder.stages(number):
-            for row in folder.rows(number, stage):
-                if "messages" not in row:
-                    break  # the records of a stage are of one kind
-                yield row["id"], row["messages"]
-
-
-def _made_again(config: Mapping[str, Any], wanted: set[str]) -> dict[str, str]:
-    """Held-out prompts are a function of the task and its seed; {} where its data is not here."""
-    task, number = config.get("task", {}), config.get("evaluate", {}).get("n")
-    try:
-        made = get_task(task.get("name", ""), **task.get("args", {}))
-        prompts = list(made.prompts("test", number, config.get("seed", 0)))
-    except UserError:
-        return {}
-    return {p.id: conversation(p.messages) for p in prompts if p.id in wanted}
-
-
-def conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages as one text; roles are named where there is more than the user's."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return sum(len(reply[0]) for reply in row["replies"].values())
 
 
 def _pairs(folder: RunFolder) -> dict[str, Any]:
-    kept: list[dict[str, Any]] = []
-    total, room = 0, MAX_CHARACTERS
-    for number, stage, row in _stored_pairs(folder):
-        total += 1
-        texts = {
-            "question": shorten(conversation(row["prompt"])),
-            "chosen": shorten(row["chosen"]),
-            "rejected": shorten(row["rejected"]),
-        }
-        room -= 200 + sum(map(len, texts.values()))
-        if len(kept) < MAX_ROWS and room > 0:
-            kept.append({"round": number, "stage": stage, **texts})
-    return {"total": total, "rows": kept}
+    rows, total = within_budget(_stored_pairs(folder), _pair_size)
+    return {"total": total, "rows": rows}
 
 
-def _stored_pairs(folder: RunFolder) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(round, stage, row) of the preference pairs of all stages that made some."""
-    for number in folder.rounds():
-        for stage in folder.stages(number):
-            for row in folder.rows(number, stage):
-                if not {"prompt", "chosen", "rejected"} <= row.keys():
-                    break  # the records of a stage are of one kind
-                yield number, stage, row
+def _stored_pairs(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """The preference pairs of all stages that made some."""
+    for number, stage in folder.places():
+        for row in folder.rows(number, stage):
+            if not {"prompt", "chosen", "rejected"} <= row.keys():
+                break  # the records of a stage are of one kind
+            yield {
+                "round": number,
+                "stage": stage,
+                "question": shorten(conversation(row["prompt"])),
+                "chosen": shorten(row["chosen"]),
+                "rejected": shorten(row["rejected"]),
+            }
+
+
+def _pair_size(row: Mapping[str, Any]) -> int:
+    return sum(len(row[name]) for name in ("question", "chosen", "rejected"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.report.folder import RunFolder
+from selfevo_jax.report.folder import Place, RunFolder
 from selfevo_jax.report.summary import finite, summarise
 
 SECONDS = 5.0  # between two looks at the files
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where figures go. `step` counts optimiser steps through all rounds."""
+    """Where figures go. `step` counts optimiser steps through all trainings, of every branch."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The figures of one step."""
@@ -101,26 +101,32 @@ class Follower:
 
     def __init__(self, workdir: Path, tracker: Tracker) -> None:
         self.workdir, self.tracker = workdir, tracker
-        self._sent: dict[int, int] = {}
+        self._sent: dict[Place, int] = {}
 
     def follow(self) -> None:
         """Sends what is new."""
         if not self._begun():
             return
         folder, start = RunFolder(self.workdir), 0
-        for number in folder.rounds():
-            rows = list(folder.rows(number, "train", "metrics"))
-            for place in range(self._sent.get(number, 0), len(rows)):
-                self.tracker.scalars(start + place, _figures(rows[place]))
-            self._sent[number] = max(len(rows), self._sent.get(number, 0))
+        for place in folder.places():
+            rows = list(folder.rows(*place, "metrics"))
+            series = _series("train", place[1], "train")
+            for step in range(self._sent.get(place, 0), len(rows)):
+                self.tracker.scalars(start + step, _figures(series, rows[step]))
+            self._sent[place] = max(len(rows), self._sent.get(place, 0))
             start += len(rows)
 
     def finish(self) -> None:
         """Sends what is new and what was measured, and closes the tracker."""
         self.follow()
-        for row in summarise(self.workdir)["rounds"] if self._begun() else []:
-            values = {f"{t}/{key}": task[key] for t, task in row["tasks"].items() for key in SHOWN}
-            self.tracker.results(row["round"], {f"eval/{key}": v for key, v in values.items()})
+        measured: dict[int, dict[str, float]] = {}
+        for row in summarise(self.workdir)["tested"] if self._begun() else []:
+            series = _series("eval", row["stage"], "evaluate")
+            values = measured.setdefault(row["round"], {})
+            for task, found in row["tasks"].items():
+                values |= {f"{series}/{task}/{key}": found[key] for key in SHOWN}
+        for number, values in sorted(measured.items()):
+            self.tracker.results(number, values)
         self.tracker.close()
 
     def _begun(self) -> bool:
@@ -130,8 +136,18 @@ class Follower:
 SHOWN = ("score", "low", "high", "tokens")
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {f"train/{name}": finite(value) for name, value in row.items() if name != "step"}
+def _series(kind: str, stage: str, usual: str) -> str:
+    """What the figures of a stage are filed under: "train", of a branch "train/refeval.beta_0.2".
+
+    The last part of a stage's name is left out where it is the `usual` one.
+    """
+    parts = stage.split(".")
+    name = ".".join(parts[:-1] if parts[-1] == usual else parts)
+    return f"{kind}/{name}" if name else kind
+
+
+def _figures(series: str, row: Mapping[str, Any]) -> dict[str, float]:
+    found = {f"{series}/{name}": finite(value) for name, value in row.items() if name != "step"}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -176,7 +192,8 @@ class _Thread(threading.Thread):
             tracker = TRACKERS[self.kind](self.workdir / FOLDER / self.kind, self.about)
             follower = Follower(self.workdir, tracker)
             while not self._over.wait(SECONDS):
-                follower.follow()
+                with contextlib.suppress(FileNotFoundError):  # a stage was set aside: look again
+                    follower.follow()
             follower.finish()
         except Exception as error:  # another's library: whatever it raises must not reach the run
             reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -33,8 +33,8 @@ def test_the_card_is_what_the_hub_reads(changed_run):
     card = ModelCard(model_card(changed_run, "round_02", "peft", "apache-2.0"))
     assert card.data.library_name == "peft" and card.data.license == "apache-2.0"
     assert card.data.base_model == "org/base" and card.data.tags == ["selfevo_jax", "verified"]
-    rows = [line for line in card.text.splitlines() if line.startswith("| `rg:chain_sum` |")]
-    assert len(rows) == 3 and all("300" in row for row in rows)
+    rows = [line for line in card.text.splitlines() if "| `rg:chain_sum` | 300 |" in line]
+    assert len(rows) == 3 and [row.startswith("| **") for row in rows] == [False, False, True]
     answers = (changed_run / "round_02/evaluate/records.jsonl").read_text().splitlines()
     share = sum(json.loads(line)["correct"] for line in answers) / 300
     assert f"{share:.1%}" in rows[2] and " to " in rows[2]

@@ -1,13 +1,17 @@
 """The page of a running run: served to this machine alone, and made again when files change."""
 
+import contextlib
 import http.client
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from selfevo_jax import cli
+from selfevo_jax.evolve.journal import Entry, Journal
+from selfevo_jax.report import live
 from selfevo_jax.report.live import LiveServer, version_of
 from selfevo_jax.report.now import progress
 
@@ -72,16 +76,66 @@ def test_a_line_that_is_being_written_is_not_damage(server, workdir):
     assert "is damaged" in page and "<b>" not in page
 
 
+HEAD = '{"key":"0","crc":"0"}\n'
+
+
+def entry(records):
+    """A journal's line of an input that gave so many records."""
+    return json.dumps({"n": 0, "id": "a", "out": [{}] * records, "crc": "0"}) + "\n"
+
+
+def test_a_real_journal_is_counted(tmp_path):
+    with contextlib.closing(Journal(tmp_path / "round_00/a/records.part.jsonl", "k")) as journal:
+        for n in range(3):
+            journal.append(Entry(n, str(n), [{"id": str(n)}]))
+        plan = [{"stage": "round_00/a", "amount": "3 answers"}]
+        assert progress(tmp_path, {"plan": plan, "finished": False})["lines"] == 3
+
+
+def test_a_stage_that_is_set_aside_while_it_is_read_stops_nothing(server, workdir, monkeypatch):
+    """Between the look whether a file is there and its opening, a run may move its folder."""
+    real, moved = live.build_page, []
+
+    def racing(*args, **kwargs):
+        if not moved:
+            moved.append(shutil.move(workdir / "round_01/train", workdir / "superseded"))
+            (workdir / "round_01/train/metrics.jsonl").open()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(live, "build_page", racing)
+    status, page = get(server)
+    assert status == 200 and 'http-equiv="refresh"' in page
+    assert "Accuracy" in get(server)[1]
+
+
+def test_a_folder_that_goes_while_it_is_listed_stops_nothing(server, monkeypatch):
+    def gone(self, pattern):
+        raise FileNotFoundError(2, "No such file or directory", "round_01/train")
+
+    monkeypatch.setattr(Path, "glob", gone)
+    assert get(server, "/version")[0] == 200
+
+
 def test_how_far_a_run_is(tmp_path):
     plan = [{"stage": f"round_00/{name}", "amount": "9 answers"} for name in "abc"]
     run = {"plan": plan, "finished": False}
     (tmp_path / "round_00/a").mkdir(parents=True)
     (tmp_path / "round_00/a/stage.json").write_text("{}")
     (tmp_path / "round_00/b").mkdir()
-    (tmp_path / "round_00/b/records.part.jsonl").write_text("{}\n" * 4)
-    assert progress(tmp_path, run) == {
+    journal = tmp_path / "round_00/b/records.part.jsonl"
+    journal.write_text(HEAD + entry(1) * 4 + entry(1)[:9])
+    found = progress(tmp_path, run)
+    assert found == {
         "done": 1, "planned": 3, "stage": "round_00/b", "amount": "9 answers", "lines": 4,
     }  # fmt: skip
+    journal.with_name("records-1.part.jsonl").write_text(HEAD + entry(1) * 2)
+    assert progress(tmp_path, run)["lines"] == 6  # of two hosts
+    journal.write_text(HEAD + entry(4) * 2)  # four replies each
+    assert progress(tmp_path, run)["lines"] == 2 * 4 + 2
+    journal.write_text(HEAD + entry(0) * 5)  # votes on what was made before: inputs count
+    assert progress(tmp_path, run)["lines"] == 7
+    (tmp_path / "round_00/b/metrics.jsonl").write_text('{"step": 0}\n' * 3)
+    assert progress(tmp_path, run)["lines"] == 3
     assert progress(tmp_path, run | {"finished": True}) is None
     assert progress(tmp_path, {}) is None
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfevo_jax.report import page
+from selfevo_jax.report import page, texts
 from selfevo_jax.report.folder import RunFolder
 from selfevo_jax.report.summary import summarise, write_whole
 
@@ -50,7 +50,9 @@ def test_the_policy_names_exactly_the_page_s_own_script_and_style(run_folder):
 def test_what_is_embedded(run_folder):
     data = embedded(page.build_page(run_folder))
     sides = data["answers"]["sides"]
-    assert sides == [{"round": number, "stage": "evaluate"} for number in (0, 1, 2)]
+    assert [(side["round"], side["stage"]) for side in sides] == [
+        (number, "evaluate") for number in (0, 1, 2)
+    ]
     assert data["answers"]["total"] == len(data["answers"]["rows"]) == 300
     row = data["answers"]["rows"][1]
     assert row["question"].startswith("State the final answer")  # made again from the task
@@ -58,7 +60,7 @@ def test_what_is_embedded(run_folder):
     assert data["pairs"]["total"] == len(data["pairs"]["rows"]) > 50
     assert data["curves"][1]["start"] == 60
     assert len(data["curves"][0]["values"]["loss"]) == 60
-    for histogram in data["lengths"]["rounds"]:
+    for histogram in data["lengths"]["tests"]:
         assert sum(histogram["counts"]) == histogram["n"] == 300
     assert ["versions.jax", "0.10.2"] in data["environment"]
     assert data["command"].startswith("selfevo run --config=")
@@ -88,13 +90,13 @@ def test_the_same_run_gives_the_same_page(run_folder):
 
 
 def test_what_is_left_out_is_said(run_folder, monkeypatch):
-    monkeypatch.setattr(page, "MAX_ROWS", 7)
-    monkeypatch.setattr(page, "MAX_TEXT", 20)
+    monkeypatch.setattr(texts, "MAX_ROWS", 7)
+    monkeypatch.setattr(texts, "MAX_TEXT", 20)
     data = page.page_data(RunFolder(run_folder), summarise(run_folder))
     assert (len(data["answers"]["rows"]), data["answers"]["total"]) == (7, 300)
     assert len(data["pairs"]["rows"]) == 7 < data["pairs"]["total"]
     assert "characters are left out of this page]" in data["answers"]["rows"][0]["question"]
-    monkeypatch.setattr(page, "MAX_CHARACTERS", 1000)
+    monkeypatch.setattr(texts, "MAX_CHARACTERS", 1000)
     small = page.page_data(RunFolder(run_folder), summarise(run_folder))
     assert 0 < len(small["answers"]["rows"]) < 7
 
@@ -118,8 +120,8 @@ def test_lone_surrogates_can_be_written(tmp_path):
 
 def test_roles_are_named_only_where_needed():
     user = {"role": "user", "content": "hi"}
-    assert page.conversation([user]) == "hi"
-    assert page.conversation([{"role": "system", "content": "be kind"}, user]) == (
+    assert texts.conversation([user]) == "hi"
+    assert texts.conversation([{"role": "system", "content": "be kind"}, user]) == (
         "system: be kind\n\nuser: hi"
     )
 

@@ -93,8 +93,8 @@ def test_loads_without_errors_and_says_what_came_of_it(driver, page_file):
     headings = [h.text for h in driver.find_elements(By.TAG_NAME, "h2")]
     assert headings == ["Accuracy", "What the method concludes", "Training", "Gauges and decisions",
                         "Training records and held-out questions", "Answer lengths", "Judges",
-                        "Answers before and after", "Training pairs", "Lineage", "Compute",
-                        "Repeat this run"]  # fmt: skip
+                        "Contests", "Answers before and after", "Training pairs", "Lineage",
+                        "Compute", "Repeat this run"]  # fmt: skip
     assert len(driver.find_elements(By.CSS_SELECTOR, "svg[role=img][aria-label]")) == 10
 
 
@@ -102,6 +102,7 @@ def test_lineage_and_judges_are_shown(shown):
     drawing = shown.find_element(By.CSS_SELECTOR, "#lineage svg")
     spoken = drawing.get_attribute("aria-label")
     assert spoken == "Lineage: base; round_01 from base; round_02 from round_01"
+    assert drawing.find_elements(By.CSS_SELECTOR, "path.asked") == []
     assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 3
     row = shown.find_element(By.CSS_SELECTOR, "#judges tbody tr").text
     assert "10 10.0 % of 10 30.0 % of 10 33.3 % of 9 66.7 % of 18 66.7 % of 6 90.0 %" in row
@@ -134,7 +135,7 @@ def test_goodput_is_shown_where_a_run_tells_it(driver, page_file, tmp_path):
     spent = {"steps": 90.0, "compile": 8.0, "again": 2.0, "seconds": 100.0, "share": 0.9}
     told = changed(
         page_file, tmp_path / "told.html",
-        lambda data: data["summary"]["rounds"][1].update(goodput=spent),
+        lambda data: data["summary"]["trainings"][0].update(goodput=spent),
     )  # fmt: skip
     driver.get(told.as_uri())
     table = driver.find_element(By.CSS_SELECTOR, "#cost [aria-label='Goodput of training'] thead")
@@ -150,6 +151,7 @@ def answered(number: int, said: str, right: bool, parsed: str | None = "5") -> O
         task="sums", number=number, place=f"sums.jsonl:{number + 1}", doc={}, target="5",
         prompt=f"What is {number} + {5 - number}? <script>ran = 1</script>", replies=(said,),
         logps=(), readings=readings, cluster=None, prompt_tokens=9, tokens=3, cut=0, too_long=False,
+        refused="",
     )  # fmt: skip
 
 
@@ -185,6 +187,102 @@ def test_overlap_is_shown(shown):
         ("round_02/train", ["300", "1", "1"]),
     ]
     assert spans.get_attribute("textContent").count("</script>") == 4  # shown, not run
+
+
+@pytest.fixture
+def opened(driver, tmp_path):
+    """Opens the page of a run."""
+
+    def opens(workdir):
+        copy = shutil.copytree(workdir, tmp_path / workdir.name)
+        driver.get_log("browser")
+        driver.get(write_page(copy).as_uri())
+        assert driver.execute_script("return document.documentElement.dataset.ready") == "true"
+        assert driver.get_log("browser") == []
+        return driver
+
+    return opens
+
+
+def nothing_ran(driver):
+    """Whether what a model wrote stayed text."""
+    pwned = driver.execute_script("return document.documentElement.dataset.pwned")
+    return pwned is None and not driver.find_elements(By.TAG_NAME, "img")
+
+
+def test_a_run_of_several_lines_shows_them_all(opened, branches):
+    driver = opened(branches)
+    assert driver.find_element(By.TAG_NAME, "h1").text == "Accuracy 25.0 % \u2192 75.0 %"
+    assert driver.find_element(By.CLASS_NAME, "lead").text.startswith("x.round_01: +50.0 points")
+    rows = driver.find_elements(By.CSS_SELECTOR, "#accuracy tbody tr")
+    assert [" ".join(row.text.split()[1:5]) for row in rows] == [
+        "before training 4 25.0", "round_01.sft 4 50.0 %", "x.round_01 4 75.0 %",
+        "y.round_01 4 100.0 %",
+    ]  # fmt: skip
+    assert [h.text for h in driver.find_elements(By.CSS_SELECTOR, "#lengths h3")] == [
+        "before training", "round_01.sft", "x.round_01", "y.round_01",
+    ]  # fmt: skip
+    spent = [row.text for row in driver.find_elements(By.CSS_SELECTOR, "#cost tbody tr")]
+    assert "round_01/x.train 3.0 s 300 100 6.00 GFLOP" in spent
+    assert "round 1, x 75.0 % 3.0 s 0.0 s 0.0 s 0.0 s 0.0 s 0.0 s 1.0 s 0.0 s" in spent
+
+
+def test_the_lineage_draws_models_and_data(opened, branches):
+    driver = opened(branches)
+    drawing = driver.find_element(By.CSS_SELECTOR, "#lineage svg")
+    spoken = drawing.get_attribute("aria-label")
+    assert "x.round_01 from round_01.sft and 4 pairs of round_01/x.pair by round_01.sft" in spoken
+    kinds = ("line faint", "line asked", "line")
+    paths = [path.get_attribute("class") for path in drawing.find_elements(By.TAG_NAME, "path")]
+    assert [paths.count(kind) for kind in kinds] == [3, 2, 3]
+    assert len(drawing.find_elements(By.TAG_NAME, "rect")) == 4 + 3
+    ends = driver.execute_script(
+        "return [...document.querySelectorAll('#lineage path')].map((path) =>"
+        " path.getPointAtLength(path.getTotalLength()).x - path.getPointAtLength(0).x)"
+    )
+    assert all(end > 0 for end in ends)  # from left to right
+
+
+def test_contests_are_browsed_by_what_became_of_them(opened, branches):
+    driver = opened(branches)
+    for value, number in {"all": 8, "flip": 2, "tie": 2, "failure": 2, "second": 2}.items():
+        choose(driver, "contests", "Show", value)
+        assert count(driver, "contests") == number, value
+    choose(driver, "contests", "Show", "flip")
+    choose(driver, "contests", "Stage", "round 1, y.judge")
+    assert count(driver, "contests") == 1
+    detail = driver.find_element(By.CSS_SELECTOR, "#contests .detail").text
+    assert "the orders disagree" in detail and "What is 0 + 1?" in detail
+    assert "y says 1" in detail and "y says 2!" in detail and "90.0 %" in detail
+    choose(driver, "contests", "Show", "failure")
+    assert "It failed: no label" in driver.find_element(By.CSS_SELECTOR, "#contests .detail").text
+    choose(driver, "contests", "Show", "all")
+    choose(driver, "contests", "Stage", "")
+    first = driver.find_element(By.CSS_SELECTOR, "#contests .rows button")
+    first.send_keys(Keys.ARROW_DOWN)
+    assert driver.switch_to.active_element.get_attribute("aria-current") == "true"
+    driver.find_element(By.CSS_SELECTOR, "#contests input[type=search]").send_keys("onerror")
+    until(lambda: count(driver, "contests") == 2)
+    assert "<img src=x onerror=" in driver.find_element(By.CSS_SELECTOR, "#contests .detail").text
+    assert nothing_ran(driver) and driver.get_log("browser") == []
+
+
+def test_selections_are_browsed_and_searched(opened, chosen):
+    driver = opened(chosen)
+    assert count(driver, "selections") == 6
+    choose(driver, "selections", "Chosen by", "entropy")
+    assert count(driver, "selections") == 2
+    detail = lambda: driver.find_element(By.CSS_SELECTOR, "#selections .detail").text  # noqa: E731
+    assert "What is 3 + 1?" in detail() and "mean entropy 1.5" in detail()
+    driver.find_element(By.CSS_SELECTOR, "#selections input[type=search]").send_keys("onerror")
+    until(lambda: count(driver, "selections") == 1)
+    assert "<img src=x onerror=" in detail() and nothing_ran(driver)
+    driver.find_element(By.CSS_SELECTOR, "#selections input[type=search]").clear()
+    choose(driver, "selections", "Chosen by", "one of several replies")
+    until(lambda: count(driver, "selections") == 4)
+    kept = driver.find_element(By.CSS_SELECTOR, "#selections .detail .chip.good + .said").text
+    assert kept == "draw 2"
+    assert driver.get_log("browser") == []
 
 
 # Number of colours in a PNG and the mean level of the commonest one.

@@ -48,8 +48,8 @@ def test_a_whole_run(run_folder):
     summary = summarise(run_folder)
     assert [row["round"] for row in summary["rounds"]] == [0, 1, 2]
     last = summary["rounds"][2]
-    assert last["counts"]["samples"] == last["sampled"]["n"] == 240
-    assert last["training"]["steps"] == 60
+    assert last["counts"]["samples"] == last["counts"]["verdicts"] == 240
+    assert [row["steps"] for row in summary["trainings"]] == [60, 60]
     assert last["tokens"]["trained"] == 60 * 2400
     assert last["seconds"]["train"] == pytest.approx(42.0)
     assert last["seconds"]["evaluate"] == 21.25
@@ -93,8 +93,9 @@ def test_damage_and_emptiness_are_named(run_folder, tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"round_01/evaluate/records.jsonl:300 is damaged"):
         summarise(copy)
+    answer = '{"task": "t", "prompt_id": "q", "policy": "p", "correct": true}'
     for line, message in {
-        '{"task": "t"}': "jsonl:1 lacks prompt_id, correct",
+        answer + '\n{"task": "t"}': "jsonl:2 lacks prompt_id, policy, correct",
         "[1]": "jsonl:1 holds no JSON object",
         "": "jsonl:1 is damaged",
     }.items():
@@ -107,3 +108,16 @@ def test_values_that_are_no_number():
     assert finite(float("nan")) is finite(float("inf")) is finite("1") is finite(None) is None
     assert finite(True) is None
     assert finite(3) == 3.0
+
+
+def test_several_hosts_add_up_their_tokens_and_work_side_by_side(run_folder, tmp_path):
+    """Host 1 of two generated 1000 tokens in 12 s, while host 0 took 9.5 s for its 4000."""
+    copy = shutil.copytree(run_folder, tmp_path / "quickstart")
+    lines = [{"seconds": 5.0, "inputs": 3, "generated_tokens": 400}] * 2
+    lines.append({"seconds": 2.0, "inputs": 1, "generated_tokens": 200, "read_tokens": 50})
+    path = copy / "round_01/sample/timings-1.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = summarise(copy)
+    row = next(row for row in summary["stages"] if row["stage"] == "round_01/sample")
+    assert (row["generated_tokens"], row["read_tokens"], row["seconds"]) == (5000, 650, 12.0)
+    assert summary["rounds"][1]["seconds"]["sample"] == 12.0

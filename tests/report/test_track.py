@@ -87,6 +87,25 @@ def test_wandb_offline_keeps_the_figures_and_no_secret(copy, monkeypatch):
     assert not any(planted.encode() in content for content in everything)
 
 
+def test_a_stage_that_is_set_aside_while_it_is_read_is_looked_at_again(copy, monkeypatch, caplog):
+    looked, real = [], Follower.follow
+
+    def racing(self):
+        looked.append(self)
+        if len(looked) == 1:
+            raise FileNotFoundError(2, "No such file or directory", "round_02/train/metrics.jsonl")
+        real(self)
+
+    monkeypatch.setattr(Follower, "follow", racing)
+    monkeypatch.setattr(track, "SECONDS", 0.01)
+    monkeypatch.setitem(track.TRACKERS, "wandb", Notes)
+    with tracked("wandb", copy, {}):
+        end = time.monotonic() + 20
+        while len(looked) < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert len(Notes.made[-1].steps) == 120 and not caplog.records
+
+
 @pytest.mark.parametrize("fails", ["open", "scalars", "close", "hang"])
 def test_a_tracker_that_fails_stops_nothing(copy, fails, monkeypatch, caplog):
     class Failing(Notes):

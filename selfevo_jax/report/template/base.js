@@ -54,6 +54,10 @@ const duration = (seconds) => seconds < 60 ? seconds.toFixed(1) + " s"
   : seconds < 3600 ? `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`
   : `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
 const pValue = (p) => p < 0.001 ? "p < 0.001" : "p = " + p.toFixed(3);
+const operations = (value) => {  // of floating point, with the prefixes of the SI
+  const power = Math.min(6, Math.max(0, Math.floor(Math.log10(value || 1) / 3)));
+  return `${(value / 1000 ** power).toPrecision(3)} ${" kMGTPE"[power].trim()}FLOP`;
+};
 const roundName = (number) => number === 0 ? "before training" : "round " + number;
 
 function table(heads, rows, caption) {

@@ -46,16 +46,35 @@ function intervalChart({title, rows, range, text, axisText}) {
   return make("figure", {class: "panel"}, make("h3", {}, title), svg);
 }
 
+// The same for tests that are no rounds of one line: a row for each, its name at the left.
+function forestChart({title, rows, range, text, axisText}) {
+  const size = {...CHART, left: 190, height: CHART.top + CHART.bottom + 26 * rows.length};
+  const {svg, atX} = frame({size, x: range, y: [0, 1], xTicks: ticks(...range, 4), xText: axisText, yTicks: [], xLabel: "",
+    spoken: `${title}: ` + rows.map((r) => `${r.name} ${text(r.value)}, interval ${text(r.low)} to ${text(r.high)}`).join("; ")});
+  if (range[0] < 0) svg.append(draw("line", {class: "zero", x1: atX(0), x2: atX(0), y1: CHART.top - 10, y2: size.height - CHART.bottom}));
+  rows.forEach((r, i) => {
+    const y = CHART.top + 26 * i + 6;
+    svg.append(draw("text", {x: size.left - 14, y: y + 4, "text-anchor": "end"}, clip(r.name, 28)),
+      draw("path", {class: "whisker", fill: "none", d: `M${atX(r.low)} ${y - 5}v10M${atX(r.low)} ${y}H${atX(r.high)}M${atX(r.high)} ${y - 5}v10`}),
+      draw("circle", {class: "dot", cx: atX(r.value), cy: y, r: 5}),
+      draw("text", {class: "value", x: atX(r.value), y: y - 8, "text-anchor": "middle"}, text(r.value)));
+  });
+  return make("figure", {class: "panel"}, make("h3", {}, title), svg);
+}
+
+// Rounds of one line are joined; where rows have other names, each has a line of its own.
+const intervals = (chart) => (chart.rows.every((r) => r.name === roundName(r.round)) ? intervalChart : forestChart)(chart);
+
 function accuracyChart(task, rows) {
   const low = Math.min(...rows.map((r) => r.low)), high = Math.max(...rows.map((r) => r.high));
   const range = [low > 0.5 ? Math.floor(10 * low - 1) / 10 : 0, Math.min(1, Math.ceil(10 * high + 0.5) / 10)];
-  return intervalChart({title: `Accuracy on ${task}`, range, text: percent, axisText: (v) => Math.round(100 * v) + " %",
+  return intervals({title: `Accuracy on ${task}`, range, text: percent, axisText: (v) => Math.round(100 * v) + " %",
     rows: rows.map((r) => ({...r, value: r.score}))});
 }
 
 function gainChart(task, rows) {
   const low = Math.min(0, ...rows.map((r) => r.low)), high = Math.max(0, ...rows.map((r) => r.high)), margin = 0.15 * (high - low || 0.1);
-  return intervalChart({title: `Gain over round 0 on ${task}, points`, range: [low - margin, high + margin], text: points, axisText: (v) => Math.round(100 * v) ? points(v).replace(/\.0$/, "") : "0",
+  return intervals({title: `Gain over the first test on ${task}, points`, range: [low - margin, high + margin], text: points, axisText: (v) => Math.round(100 * v) ? points(v).replace(/\.0$/, "") : "0",
     rows: rows.map((r) => ({...r, value: r.gain}))});
 }
 
@@ -70,10 +89,13 @@ function curveChart(title, series, splits) {
     return `${s.name} from ${brief(flat[0][1])} to ${brief(flat[flat.length - 1][1])}`;
   });
   const {svg, atX, atY} = frame({x, y: range, xTicks: ticks(...x, 5).filter(Number.isInteger),
-    yTicks: ticks(...range, 4), xLabel: "optimiser step, all rounds", spoken: `${title}: ${ends.join("; ")}`});
+    yTicks: ticks(...range, 4), xLabel: "optimiser step, all trainings", spoken: `${title}: ${ends.join("; ")}`});
+  let free = 0;  // where the next name may begin; those without room stand in the table
   for (const [step, label] of splits) {
     svg.append(draw("line", {class: "split", x1: atX(step), x2: atX(step), y1: CHART.top - 6, y2: CHART.height - CHART.bottom}));
+    if (atX(step) < free || atX(step) + 6 * label.length > CHART.width) continue;
     svg.append(draw("text", {x: atX(step) + 4, y: CHART.top - 8}, label));
+    free = atX(step) + 6.5 * label.length + 10;
   }
   series.forEach((s, i) => s.rounds.forEach((points) => svg.append(draw("polyline", {
     class: "line" + (i ? " second" : ""), points: points.map((p) => `${atX(p[0])},${atY(p[1])}`).join(" ")}))));
@@ -85,13 +107,13 @@ function curveChart(title, series, splits) {
 function lengthChart(row, edges, tallest) {
   const {svg, atX, atY} = frame({size: SMALL_CHART, x: [edges[0], edges[edges.length - 1]], y: [0, tallest],
     xTicks: ticks(edges[0], edges[edges.length - 1], 4), yTicks: ticks(0, tallest, 3), xLabel: "tokens in the answer",
-    spoken: `Answer lengths ${roundName(row.round)}: mean ${row.mean.toFixed(1)} tokens over ${whole(row.n)} answers`});
+    spoken: `Answer lengths ${testName(row)}: mean ${row.mean.toFixed(1)} tokens over ${whole(row.n)} answers`});
   row.counts.forEach((count, i) => {
     if (count) svg.append(draw("rect", {class: "box", x: atX(edges[i]) + 0.5, y: atY(count),
       width: Math.max(1, atX(edges[i + 1]) - atX(edges[i]) - 1), height: atY(0) - atY(count)}));
   });
   svg.append(draw("line", {class: "mean", x1: atX(row.mean), x2: atX(row.mean), y1: SMALL_CHART.top, y2: atY(0)}));
-  return make("figure", {class: "panel"}, make("h3", {}, roundName(row.round)), svg,
+  return make("figure", {class: "panel"}, make("h3", {}, testName(row)), svg,
     make("p", {class: "hint"}, `mean ${row.mean.toFixed(1)}, longest ${whole(row.longest)}` +
       (row.over ? `; ${whole(row.over)} answers in the last bar are longer than it` : "")));
 }

@@ -1,12 +1,15 @@
-const SUMMARY = DATA.summary, ROUNDS = SUMMARY.rounds, LAST = ROUNDS[ROUNDS.length - 1];
+const SUMMARY = DATA.summary, ROUNDS = SUMMARY.rounds;
+// A policy of the run's main line is called by its round.
+const testName = ({round, title}) => /^(base|round_\d+)$/.test(title) ? roundName(round) : title;
 
 function overview() {
-  const task = DATA.headline, gains = SUMMARY.gains[task] || [], gain = gains[gains.length - 1];
-  const first = ROUNDS[0].tasks[task];
+  const task = DATA.headline, gains = SUMMARY.gains[task] || [], gain = gains[SUMMARY.concluded[task]];
+  const first = SUMMARY.tested.length ? SUMMARY.tested[0].tasks[task] : null;
   const title = make("h1", {id: "overview-title"});
   const lead = make("p", {class: "lead"});
   if (gain) {
     title.append("Accuracy ", percent(gain.before), make("span", {class: "arrow"}, " \u2192 "), percent(gain.after));
+    if (gain.line) lead.append(make("strong", {}, gain.title), ": ");
     lead.append(make("strong", {class: gain.low > 0 ? "up" : gain.high < 0 ? "down" : ""}, `${points(gain.gain)} points`),
       ` (95 % interval ${points(gain.low)} to ${points(gain.high)}) on the same ${whole(gain.n)} held-out questions of ${task}; `,
       `${whole(gain.fixed)} answers fixed, ${whole(gain.broken)} broken, ${pValue(gain.p_value)}. `,
@@ -15,7 +18,9 @@ function overview() {
         : make("span", {class: "chip"}, "no gain shown: the interval holds zero"));
   } else if (first) {
     title.append("Accuracy ", percent(first.score), " before training");
-    lead.append(SUMMARY.tables.length ? `${whole(first.n)} held-out questions of ${task}; what the trained policies reached stands in the tables below.`
+    const reached = gains.map((row) => row.gain);
+    lead.append(reached.length ? `${whole(gains.length)} trained policies stand side by side; their gains lie between ${points(Math.min(...reached))} and ` +
+      `${points(Math.max(...reached))} points on ${whole(first.n)} held-out questions of ${task}.`
       : `No trained round has been evaluated yet; ${whole(first.n)} held-out questions of ${task}.`);
   } else title.append("Nothing has been evaluated yet");
   const totals = SUMMARY.totals, spent = SUMMARY.cost, now = DATA.now;
@@ -23,7 +28,7 @@ function overview() {
     (now.stage ? `; ${now.stage} has ${whole(now.lines)} of ${now.amount}.` : "."));
   const cards = [["Trainings", whole(SUMMARY.trainings.length)], totals.samples ? ["Samples", whole(totals.samples)] : null,
     DATA.pairs.total ? ["Preference pairs", whole(DATA.pairs.total)] : null, ["Tokens generated", brief(spent.generated_tokens + spent.measuring.generated_tokens)],
-    ["Tokens trained on", brief(spent.trained_tokens)], ["Time of all stages", duration(totals.seconds)]].filter(Boolean);
+    ["Tokens trained on", brief(spent.trained_tokens)], spent.flops ? ["Training compute", operations(spent.flops)] : null, ["Time of all stages", duration(totals.seconds)]].filter(Boolean);
   MAIN.append(make("section", {id: "overview", "aria-labelledby": "overview-title"},
     make("p", {class: "eyebrow"}, DATA.about.join(" \u00b7 ")), title, lead, far,
     make("dl", {class: "cards"}, cards.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))));
@@ -31,22 +36,24 @@ function overview() {
 }
 
 function accuracy() {
-  const tasks = [...new Set(ROUNDS.flatMap((r) => Object.keys(r.tasks)))];
+  const tests = SUMMARY.tested.map((test) => ({...test, name: testName(test)}));
+  const tasks = [...new Set(tests.flatMap((test) => Object.keys(test.tasks)))];
   if (!tasks.length) return;
-  const heads = [{name: "Task"}, {name: "Round"}, {name: "n", number: true}, {name: "Accuracy", number: true}, {name: "95 % interval", number: true},
+  const heads = [{name: "Task"}, {name: "Policy"}, {name: "n", number: true}, {name: "Accuracy", number: true}, {name: "95 % interval", number: true},
     {name: "Gain", number: true}, {name: "95 % interval of the gain", number: true}, {name: "Answer found", number: true}, {name: "Mean tokens", number: true}];
-  const rows = tasks.flatMap((task) => ROUNDS.filter((r) => r.tasks[task]).map((r) => {
-    const t = r.tasks[task], g = (SUMMARY.gains[task] || []).find((gain) => gain.round === r.round);
-    return [task, roundName(r.round), whole(t.n), percent(t.score), `${percent(t.low)} to ${percent(t.high)}`,
+  const gainOf = (task, test) => (SUMMARY.gains[task] || []).find((g) => g.round === test.round && g.stage === test.stage && g.title === test.title);
+  const rows = tasks.flatMap((task) => tests.filter((test) => test.tasks[task]).map((test) => {
+    const t = test.tasks[task], g = gainOf(task, test);
+    return [task, test.name, whole(t.n), percent(t.score), `${percent(t.low)} to ${percent(t.high)}`,
       g ? points(g.gain) : "", g ? `${points(g.low)} to ${points(g.high)}` : "", percent(t.parsed), t.tokens.toFixed(1)];
   }));
   section("accuracy", "Accuracy", make("p", {class: "note"},
-    "Bars are 95 % Wilson intervals. Gains are against round 0 on the same questions (Newcombe's paired interval, in percentage points), " +
+    "Bars are 95 % Wilson intervals. Gains are over the first test on the same questions (Newcombe's paired interval, in percentage points), " +
     "so they can be clear where the bars overlap. A reply without a recognisable answer counts as wrong."),
   make("div", {class: "panels"}, tasks.flatMap((task) => [
-    accuracyChart(task, ROUNDS.filter((r) => r.tasks[task]).map((r) => ({round: r.round, ...r.tasks[task]}))),
-    (SUMMARY.gains[task] || []).length ? gainChart(task, SUMMARY.gains[task]) : null])),
-  table(heads, rows, "Accuracy by task and round"));
+    accuracyChart(task, tests.filter((test) => test.tasks[task]).map((test) => ({round: test.round, name: test.name, ...test.tasks[task]}))),
+    (SUMMARY.gains[task] || []).length ? gainChart(task, SUMMARY.gains[task].map((g) => ({...g, name: testName(g)}))) : null])),
+  table(heads, rows, "Accuracy by task and policy"));
 }
 
 const trainingName = ({round, stage}) => `round ${round}` + (stage === "train" ? "" : `, ${stage.replace(/\.train$/, "")}`);
@@ -61,12 +68,9 @@ function training() {
   }).filter(Boolean);
   if (!figures.length) return;
   const heads = [{name: "Training"}, ...["Steps", "Tokens", "First loss", "Last loss", "Last margin", "Samples right"].map((name) => ({name, number: true}))];
-  const rows = SUMMARY.trainings.map((t) => {
-    const sampled = ROUNDS.find((r) => r.round === t.round).sampled;
-    return [trainingName(t), whole(t.steps), brief(t.tokens),
-      ...[["loss", "first"], ["loss", "last"], ["margin", "last"]].map(([key, end]) => t[key] ? brief(t[key][end]) : ""),
-      t.stage === "train" && sampled.n ? percent(sampled.correct / sampled.n) : ""];
-  });
+  const rows = SUMMARY.trainings.map((t) => [trainingName(t), whole(t.steps), brief(t.tokens),
+    ...[["loss", "first"], ["loss", "last"], ["margin", "last"]].map(([key, end]) => t[key] ? brief(t[key][end]) : ""),
+    t.sampled.n ? percent(t.sampled.correct / t.sampled.n) : ""]);
   section("training", "Training", DATA.curves_note ? make("p", {class: "note"}, DATA.curves_note) : null,
     make("div", {class: "panels"}, figures), table(heads, rows, "Trainings"));
 }
@@ -115,23 +119,21 @@ function overlap() {
 }
 
 function lengths() {
-  const {edges, rounds} = DATA.lengths;
-  if (!rounds.length) return;
-  const tallest = Math.max(...rounds.flatMap((r) => r.counts));
+  const {edges, tests} = DATA.lengths;
+  if (!tests.length) return;
+  const tallest = Math.max(...tests.flatMap((r) => r.counts));
   section("lengths", "Answer lengths", make("p", {class: "note"}, "Held-out answers, all tasks together. The dashed line is the mean. " +
     "A preference loss that rewards length shows here before it shows in accuracy."),
-  make("div", {class: "panels small"}, rounds.map((row) => lengthChart(row, edges, tallest))));
+  make("div", {class: "panels small"}, tests.map((row) => lengthChart(row, edges, tallest))));
 }
 
-const evaluationName = ({round, stage}) => roundName(round) +
-  (stage === "evaluate" ? "" : `, ${stage.replace(/\.evaluate$/, "").replace(/^evaluate_/, "")}`);
 const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right both times", ""], wrong: ["wrong both times", ""]};
 const verdictOf = (before, after) => after.correct ? (before.correct ? "right" : "fixed") : before.correct ? "broken" : "wrong";
 
 function answers() {
   const {rows, total, tasks, sides} = DATA.answers;
   if (!rows.length) return;
-  const options = sides.map((one, i) => [i, evaluationName(one)]);
+  const options = sides.map((one, i) => [i, testName(one)]);
   const first = choice("Before", options, () => true, 0);
   const second = choice("After", options, () => true, sides.length - 1);
   const reply = (row, select) => unpack(row.replies[Number(select.input.value)]);
@@ -156,7 +158,7 @@ function answers() {
       return {first: clip(row.question.slice(prefix), 160), chip: make("span", {class: "chip " + verdict[1]}, verdict[0]),
         second: `right answer ${clip(row.gold)} \u00b7 ${clip(before && before.parsed)} \u2192 ${clip(after && after.parsed)}`};
     },
-    detail: (row) => answerDetail(row, ...both(row), [first, second].map((s) => evaluationName(sides[Number(s.input.value)])), tasks),
+    detail: (row) => answerDetail(row, ...both(row), [first, second].map((s) => testName(sides[Number(s.input.value)])), tasks),
   }));
 }
 
@@ -210,37 +212,35 @@ function pairs() {
 }
 
 function cost() {
-  const names = [...new Set([LAST, ...ROUNDS].flatMap((r) => Object.keys(r.seconds)))];
-  const used = names.filter((name) => ROUNDS.some((r) => r.seconds[name]));
-  const heads = [{name: "Round"}, ...used.map((name) => ({name: name[0].toUpperCase() + name.slice(1), number: true})),
-    ...["All stages", "Tokens sampled", "Tokens trained"].map((name) => ({name, number: true}))];
-  const rows = ROUNDS.map((r) => [roundName(r.round), ...used.map((name) => r.seconds[name] ? duration(r.seconds[name]) : ""),
-    duration(Object.values(r.seconds).reduce((a, b) => a + b, 0)), brief(r.tokens.generated), brief(r.tokens.trained)]);
+  const heads = [{name: "Round"}, ...["All stages", "Tokens sampled", "Tokens trained"].map((name) => ({name, number: true}))];
+  const rows = ROUNDS.map((r) => [roundName(r.round), duration(Object.values(r.seconds).reduce((a, b) => a + b, 0)),
+    brief(r.tokens.generated), brief(r.tokens.trained)]);
   section("cost", "Compute", make("p", {class: "note"}, "Tokens read count every request's prompt. Stages that look at held-out questions are marked; they decide nothing. " +
-    "MFU is the share of the devices' bf16 peak that useful training tokens took, where that peak is known."),
-  byStage(), goodput(), make("h3", {}, "Time by round"), table(heads, rows, "Seconds by stage and round"));
+    "FLOPs are the multiplications and additions that useful training tokens ask for; MFU is the share of the devices' bf16 peak that they took, where that peak is known."),
+  byStage(), goodput(), make("h3", {}, "By round"), table(heads, rows, "Seconds and tokens by round"));
 }
 
-// How the seconds of each round's training were spent, where its files tell.
+// How the seconds of each training were spent, where its files tell.
 function goodput() {
-  const told = ROUNDS.filter((r) => r.goodput && r.goodput.share !== undefined);
+  const told = SUMMARY.trainings.filter((t) => t.goodput.share !== undefined);
   if (!told.length) return null;
   const parts = Object.keys(told[0].goodput).filter((name) => !["share", "seconds", "hosts"].includes(name));
   const heads = [{name: "Training"}, ...["Goodput", ...parts].map((name) => ({name, number: true}))];
-  const rows = told.map((r) => [roundName(r.round), percent(r.goodput.share), ...parts.map((name) => duration(r.goodput[name] || 0))]);
+  const rows = told.map((t) => [trainingName(t), percent(t.goodput.share), ...parts.map((name) => duration(t.goodput[name] || 0))]);
   return make("div", {}, make("h3", {}, "Goodput of training"), make("p", {class: "note"},
     "The share of a training's time that went into steps which were needed; \u201cagain\u201d are steps repeated after a kill."),
   table(heads, rows, "Goodput of training"));
 }
 
 function byStage() {
-  const stages = SUMMARY.stages, known = stages.some((s) => s.mfu !== null);
+  const stages = SUMMARY.stages, known = (name) => stages.some((s) => s[name] !== null);
   const heads = [{name: "Stage"}, ...["Time", "Generated", "Read", "Trained on", "Tokens/s"].map((name) => ({name, number: true}))];
-  if (known) heads.push({name: "MFU", number: true});
+  const extra = [["flops", "FLOPs", operations], ["mfu", "MFU", percent]].filter(([name]) => known(name));
+  heads.push(...extra.map(([, name]) => ({name, number: true})));
   const figures = (row) => {
     const tokens = [row.generated_tokens, row.read_tokens, row.trained_tokens], all = tokens.reduce((a, b) => a + b, 0);
     return [duration(row.seconds), ...tokens.map((n) => n ? brief(n) : ""), all && row.seconds ? brief(all / row.seconds) : "",
-      ...(known ? [row.mfu ? percent(row.mfu) : ""] : [])];
+      ...extra.map(([name, , shown]) => row[name] ? shown(row[name]) : "")];
   };
   const rows = stages.map((s) => [s.stage + (s.measuring ? " (held out)" : ""), ...figures(s)]);
   rows.push(["The method by itself", ...figures(SUMMARY.cost)], ["Looking at held-out questions", ...figures(SUMMARY.cost.measuring)]);
@@ -261,4 +261,4 @@ function repeat() {
     make("details", {}, make("summary", {}, "Settings"), facts(DATA.settings, "Settings")));
 }
 
-present("run report", [overview, accuracy, tables, training, gauges, overlap, lengths, judges, answers, pairs, lineage, cost, repeat]);
+present("run report", [overview, accuracy, tables, training, gauges, overlap, lengths, judges, contests, answers, pairs, selections, lineage, cost, repeat]);
