@@ -1,16 +1,21 @@
 """ELITE / LaFFi: rounds of answer, critique, vote, and training on the critiques.
 
 Run:     selfevo run --config=configs/elite.py:cpu --workdir=runs/elite
-Needs:   :cpu 2 cores, 8 GB, no GPU; :3b :7b :13b one accelerator with 16 / 32 / 64 GB.
+Needs:   :cpu 2 cores, 8 GB, no GPU; :3b :7b :13b one accelerator with 32 / 40 / 64 GB (by the plan;
+         most of it for 32 sequences at a time: compute.slots).
 Expect:  a table of zero-shot, ELITE's rounds and the baselines (SFT on gold answers,
          self-improvement by majority vote) with 95 % intervals; :tiny takes seconds and means
          nothing.
 Data:    task files of Natural Instructions in data/natural_instructions/*.json, enough of them for
          rounds x prompts.n = 3000 training questions (of each task, 60 % are for training).
-The papers' settings (sections 1.2, 1.5 of the specification): m = 1, 3, 5 critiques for 13B, 3B,
-7B; contamination 0.3; 2 clusters; LoRA r 16, alpha 8, dropout 0.05; lr 1e-3, one epoch, batch 1.
-Not theirs: the base is bfloat16 (--config.compute.quant=nf4 stores it in 4 bits, as they did), and
-the baselines learn with the same settings (theirs: SFT with lr 5e-5, 3 epochs, batch 2).
+The papers' settings (sections 1.2, 1.5 of the specification): a base in 4 bits (NF4), from which
+every round trains an adapter anew, and all rounds' adapters merged by TIES at density 0.2; m = 1,
+3, 5 critiques for 13B, 3B, 7B; contamination 0.3; 2 clusters; LoRA r 16, alpha 8, dropout 0.05; lr
+1e-3, constant, one epoch, batch 1; 5 rounds.
+Not theirs: computing in bfloat16 (theirs: float16); adapters beside the 4-bit base, where they
+merged them into it and put that in 4 bits again; 600 questions in every round, where they took 20
+or 30 of each task file; greedy evaluation; OpenLLaMA and its own embeddings (theirs: LLaMA and
+BERT); baselines that learn with the same settings (theirs: SFT with lr 5e-5, 3 epochs, batch 2).
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise ValueError(f"there is no variant {arg!r}; use 3b, 7b, 13b, cpu or tiny")
     config.model, config.critique.n = SIZES[arg or "7b"]
     config.gauges.questions = 16
+    config.adapters, config.compute.quant = "ties", "nf4"
     config.compute.dtype = "bfloat16"
     config.compute.remat = "full"
     return config
@@ -67,7 +73,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.critique.max_new_tokens = 48
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 2e-4, 2, 8
     config.evaluate.max_new_tokens = 32
-    config.compute.max_length = 768
+    config.compute.max_length, config.letters = 768, 1800
     return config
 
 
@@ -85,5 +91,5 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.learn.epochs = 1
     config.learn.row_length = 512  # one shape, compiled once
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
-    config.compute.max_length = 512
+    config.compute.max_length, config.letters = 512, 280
     return config

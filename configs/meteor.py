@@ -8,8 +8,9 @@ Expect:  a table of accuracy after every stage with 95 % intervals, a table of w
          and means nothing.
 Data:    data/conala/test.jsonl, of which 178 questions are for training.
 The paper's settings (section 2.4 of the specification): 10 276 questions of Stack Overflow, here
-170 of CoNaLa's in 20 parts; lr 3e-5 and 3 epochs, then bursts of at least 10 kept answers, then lr
-1e-5 and beams of 10. Full fine-tuning there, LoRA here.
+170 of CoNaLa's in 20 parts; lr 3e-5 and 3 epochs, then bursts of 10 kept answers, then lr 1e-5 and
+beams of 10. Full fine-tuning there, LoRA here; further models are marked beside the stages where
+roles.rival_1 to rival_3 name them.
 """
 
 from ml_collections import ConfigDict
@@ -75,7 +76,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.roles.teacher.model = "random:tiny?seed=1"
     config.guideline.max_new_tokens = config.distil.reply.max_new_tokens = 6
     config.distil.learn.lr, config.distil.learn.epochs = 1e-3, 1
-    config.iterate.turns, config.iterate.train_every = 2, 2
+    config.iterate.turns, config.iterate.train_every = 2, 16
     config.iterate.answer.max_new_tokens, config.iterate.answer.temperature = 8, 1.0
     config.iterate.answer.n = 32
     config.iterate.learn.lr, config.self_train.learn.lr = 1e-3, 1e-2

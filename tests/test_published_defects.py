@@ -72,7 +72,7 @@ DEFECTS = (
     Defect(
         "b: a critique is learned as one of the answer before it",
         "evolve/elite.py",
-        "return [lesson(prompt, critique, critique_messages((answer, prompt)), critique.text)]",
+        "return [lesson(prompt, critique, asked, critique.text)]",
         "return [lesson(prompt, critique, prompt.messages, critique.text)]",
         (ELITE + "test_the_lesson_is_the_voted_critique_of_that_answer",),
     ),
@@ -96,28 +96,24 @@ DEFECTS = (
     Defect(
         "c: the next round's answers are asked for without the examples",
         "evolve/elite.py",
-        "answer_messages, c.answer, given=examples)",
-        "answer_messages, c.answer)",
+        "asked, c.answer, given=examples)",
+        "asked, c.answer)",
         (ELITE + "test_examples_chosen_by_clustering_stand_in_the_next_prompts",),
     ),
     Defect(
         "c: the next round's critiques are asked for without the examples",
         "evolve/elite.py",
-        "critique_messages, c.critique, given=examples)",
-        "critique_messages, c.critique)",
+        "asked, c.critique, given=examples)",
+        "asked, c.critique)",
         (ELITE + "test_examples_chosen_by_clustering_stand_in_the_next_prompts",),
     ),
     Defect(
         "d: evaluation is one adapter behind",
         "evolve/elite.py",
         "        policy = run.accept(new, policy)\n"
-        "        if policy.name != new.name:\n"
-        "            adapters.pop()  # refused: the next merge is without it\n"
         "        evaluated.append(run.evaluate(policy))\n",
         "        evaluated.append(run.evaluate(policy))\n"
-        "        policy = run.accept(new, policy)\n"
-        "        if policy.name != new.name:\n"
-        "            adapters.pop()  # refused: the next merge is without it\n",
+        "        policy = run.accept(new, policy)\n",
         (ELITE + "test_evaluation_uses_the_adapter_just_trained",),
     ),
     Defect(

@@ -2,7 +2,8 @@
 
 A judge sees all answers of a question, once in every rotation of their order, so that each answer
 stands in every place. A question counts when the marks of all rotations could be read; what could
-not be read is counted as such, never as the lowest mark.
+not be read is counted as such, never as the lowest mark. What the judge gives as its reasons is
+kept. A question's record has METEOR's published shape, with the marks of every rotation beside it.
 """
 
 import json
@@ -18,6 +19,7 @@ from selfevo_jax.judge.pointwise import read_marks
 from selfevo_jax.text.prompt_files import PromptFile
 
 Marks = dict[str, int]
+WHY = "justification"  # what a judge may say of an answer beside its marks
 
 
 def linked(chain: Sequence[Records[Sample]], prompts: Records[Prompt]) -> View:
@@ -52,7 +54,7 @@ def marked(
 
 def compare(
     run: Run,
-    stages: Mapping[str, Policy],
+    models: Mapping[str, Policy],
     n: int,
     how: Mapping[str, Any],
     otherwise: Policy,
@@ -61,10 +63,10 @@ def compare(
     """The five criteria of every policy's answers to `n` held-out questions, asked `how`."""
     questions = run.held_out(n)
     chain: list[Records[Sample]] = []  # each asked after the one before, so that they line up
-    for name, policy in stages.items():
+    for name, policy in models.items():
         rows = linked(chain, questions)
         chain.insert(0, run.ask(f"answer.{name}", rows, policy, last_question, how))
-    marked(run, "criteria", chain, questions, tuple(stages), otherwise, file)
+    marked(run, "criteria", chain, questions, tuple(models), otherwise, file)
 
 
 def rotations(row: tuple) -> list[str]:
@@ -95,31 +97,39 @@ def evaluation(rows: Sequence[tuple], names: Sequence[str], criteria: Sequence[s
     """One question's record, as METEOR published them: question, answers, evaluation.
 
     rows: (marks, answers with the newest first..., prompt), a row for every rotation. The
-    evaluation has the mean marks by name and criterion; None, with the faults, where a rotation
-    could not be read.
+    evaluation is a list with an object for each answer: its number, its mean marks, and what the
+    judge said of it where it stood first. It is empty, and the faults say why, where a rotation
+    could not be read. `rotations` has each one's marks and words, in the order of the answers.
     """
     _, *answers, prompt = rows[0]
     assert isinstance(prompt, Prompt)
     texts = dict(zip(names, (answer.text for answer in reversed(answers)), strict=True))
-    sums = {name: dict.fromkeys(criteria, 0.0) for name in names}
-    faults = []
-    for turn, (reply, *_) in enumerate(rows):
-        marks, fault = marks_of(reply, len(names), criteria)
-        if marks is None:
-            faults.append(fault)
-            continue
-        for name, given in zip(rotated(names, turn), marks, strict=True):
-            for criterion in criteria:
-                sums[name][criterion] += given[criterion] / len(rows)
-    values = {"question": prompt.messages[-1]["content"], "answers": texts}
-    found = None if faults else {n: {c: round(v, 6) for c, v in m.items()} for n, m in sums.items()}
-    return [Row.make(source_id=prompt.id, values={**values, "evaluation": found, "faults": faults})]
+    values: dict[str, Any] = {"question": prompt.messages[-1]["content"], "answers": texts}
+    read = [marks_of(reply, len(names), criteria) for reply, *_ in rows]
+    faults = [fault for _, fault in read if fault is not None]
+    rotations = [marks and rotated(marks, -turn) for turn, (marks, _) in enumerate(read)]
+    values["evaluation"] = [] if faults else published(rotations, criteria)
+    values |= {"rotations": rotations, "faults": faults}
+    return [Row.make(source_id=prompt.id, values=values)]
+
+
+def published(rotations: Sequence[Any], criteria: Sequence[str]) -> list[dict[str, Any]]:
+    """The published form of each answer's marks; rotation number n begins with answer number n."""
+    listed = []
+    for number, first in enumerate(rotations):
+        given = [rotation[number] for rotation in rotations]
+        means = {
+            criterion.capitalize(): round(sum(marks[criterion] for marks in given) / len(given), 6)
+            for criterion in criteria
+        }
+        listed.append({"Answer": number + 1, **means, WHY.capitalize(): first[number][WHY]})
+    return listed
 
 
 def marks_of(
     reply: Sample, n: int, criteria: Sequence[str]
-) -> tuple[list[Marks] | None, str | None]:
-    """(marks of the n answers in the order shown, None), or (None, what is wrong)."""
+) -> tuple[list[dict[str, Any]] | None, str | None]:
+    """(marks and words on the n answers in the order shown, None), or (None, what is wrong)."""
     text = reply.text
     try:
         listed = json.loads(text[text.find("[") : text.rfind("]") + 1])
@@ -127,18 +137,31 @@ def marks_of(
         return None, "it holds no JSON list"
     if not isinstance(listed, list) or len(listed) != n:
         return None, f"it is no list of {n}"
-    found = []
+    found: list[dict[str, Any]] = []
     for one in listed:
+        why = one.pop(WHY, "") if isinstance(one, dict) else ""
         marks, fault = read_marks(json.dumps(one), criteria)
         if marks is None:
             return None, fault
-        found.append(marks)
+        if not isinstance(why, str):
+            return None, f"a {WHY} is no text"
+        found.append({**marks, WHY: why})
     return found, None
+
+
+def means_of(record: Row) -> dict[str, dict[str, float]]:
+    """Name -> criterion -> mean mark of an `evaluation` record; {} where it could not be read."""
+    left_out = ("Answer", WHY.capitalize())
+    means = [
+        {name.lower(): mark for name, mark in marks.items() if name not in left_out}
+        for marks in record.values["evaluation"]
+    ]
+    return dict(zip(record.values["answers"], means, strict=False))
 
 
 def criteria_rows(evaluations: Sequence[Row]) -> list[Row]:
     """A row for every name: overall mark, share and mean of each criterion, questions, failures."""
-    counted = [e.values["evaluation"] for e in evaluations if e.values["evaluation"] is not None]
+    counted = [means for e in evaluations if (means := means_of(e))]
     counts = {"n": len(counted), "failed": len(evaluations) - len(counted)}
     names = list(evaluations[0].values["answers"])
     if not counted:

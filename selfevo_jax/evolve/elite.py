@@ -31,7 +31,14 @@ from selfevo_jax.evolve.run import (
     together,
 )
 from selfevo_jax.evolve.tables import accuracy
-from selfevo_jax.evolve.voting import MOST_OUTLIERS, consistent, medoid, typical_examples
+from selfevo_jax.evolve.voting import (
+    MOST_OUTLIERS,
+    consistent,
+    medoid,
+    shortened,
+    shown_examples,
+    typical_examples,
+)
 
 ANSWER, CRITIQUE = prompt_file("elite_answer"), prompt_file("elite_critique")
 Messages = Sequence[Mapping[str, str]]
@@ -45,6 +52,7 @@ def defaults() -> dict[str, Any]:
         "answer": sampling(n=1, temperature=0.3, max_new_tokens=100),
         "critique": sampling(n=5, temperature=1.0, max_new_tokens=200),  # n is the paper's m
         "vote": {"by": "medoid", "contamination": 0.3},  # medoid | answers
+        "letters": 5000,  # of question, answer and examples in a request
         "examples": {"clusters": 2, "from_critiques": True, "file": ""},  # of the first round
         "learn_to": "critique",  # critique | answer
         "human": {"file": "", "share": 0.0},  # LaFFi: critiques by people, {question, feedback}
@@ -65,22 +73,26 @@ def elite(run: Run) -> Policy:
     run.check_choices("baselines", c.baselines, BASELINES)
     run.check_between("vote.contamination", 0.0, MOST_OUTLIERS)
     run.check_between("examples.clusters", 1)
+    run.check_between("letters", 1)
+    run.check_between("human.share", 0.0, 1.0)
     evaluated, lines, examples = [run.evaluate(policy)], dict.fromkeys(c.baselines, base), None
     if c.examples.file:
         examples = run.read("examples", c.examples.file, human_example, Row)
-    adapters: list[Policy] = []
+    adapters: dict[str, list[Policy]] = {base.name: []}  # those that a policy is merged from
     for _ in run.rounds():
         prompts = run.probed(run.prompts(), policy)
-        answers = run.ask("answer", prompts, policy, answer_messages, c.answer, given=examples)
+        asked = partial(answer_messages, letters=c.letters)
+        answers = run.ask("answer", prompts, policy, asked, c.answer, given=examples)
         voted = criticised(run, answers, prompts, policy, examples)
-        learned = run.map("learn", voted.join(answers).join(prompts), LESSONS[c.learn_to], Example)
+        taught = partial(LESSONS[c.learn_to], letters=c.letters)
+        learned = run.map("learn", voted.join(answers).join(prompts), taught, Example)
         start = policy if c.adapters == "continue" else base
-        adapters.append(run.train(learned, start, objective={"loss": "sft"}))
-        merged = c.adapters == "ties" and len(adapters) > 1
-        new = run.merge(adapters, density=c.ties_density) if merged else adapters[-1]
+        new = run.train(learned, start, objective={"loss": "sft"})
+        parts = [*adapters[policy.name], new]
+        if c.adapters == "ties" and len(parts) > 1:
+            new = run.merge(parts, density=c.ties_density)
+        adapters[new.name] = parts
         policy = run.accept(new, policy)
-        if policy.name != new.name:
-            adapters.pop()  # refused: the next merge is without it
         evaluated.append(run.evaluate(policy))
         if c.examples.from_critiques:
             examples = next_examples(run, voted, answers, prompts, policy)
@@ -98,7 +110,8 @@ def criticised(
     """One critique of each answer: the vote's, or a person's."""
     c = run.config
     rows, critic = answers.join(prompts), run.role("critic", policy)
-    critiques = run.ask("critique", rows, critic, critique_messages, c.critique, given=examples)
+    asked = partial(critique_messages, letters=c.letters)
+    critiques = run.ask("critique", rows, critic, asked, c.critique, given=examples)
     if c.vote.by == "answers":
         judged = critiques.join(run.check(critiques, prompts, name="parse"))
         voted = run.map("vote", judged.groups("parent_id"), consistent, Sample)
@@ -126,38 +139,35 @@ def next_examples(
     return run.gather("next_examples", placed, choose, Row)
 
 
-def answer_messages(prompt: Prompt, examples: Sequence[Row] = ()) -> Messages:
-    """The question; with examples of its task, where there are any."""
-    shown = shown_examples(prompt, examples)
+def answer_messages(prompt: Prompt, examples: Sequence[Row] = (), *, letters: int) -> Messages:
+    """The question; with examples of its task, where there are any and room for them."""
+    asked = prompt.messages[-1]["content"]
+    shown = shown_examples(prompt, examples, letters - len(asked))
     if not shown:
         return prompt.messages
-    return ANSWER.fill({"examples": shown.strip(), "question": prompt.messages[-1]["content"]})
+    return ANSWER.fill({"examples": shown.strip(), "question": asked})
 
 
-def critique_messages(row: tuple[Sample, Prompt], examples: Sequence[Row] = ()) -> Messages:
-    """The request for a critique of an answer."""
-    answer, prompt = row
-    fields = {"question": prompt.messages[-1]["content"], "answer": answer.text.strip()}
-    return CRITIQUE.fill({"examples": shown_examples(prompt, examples), **fields})
+def critique_messages(
+    row: tuple[Sample, Prompt], examples: Sequence[Row] = (), *, letters: int
+) -> Messages:
+    """The request for a critique of an answer; what is too long is cut, the examples first."""
+    said = shortened(row[0].text.strip(), letters // 2)
+    asked = shortened(row[1].messages[-1]["content"], letters - len(said))
+    shown = shown_examples(row[1], examples, letters - len(said) - len(asked))
+    return CRITIQUE.fill({"examples": shown, "question": asked, "answer": said})
 
 
-def shown_examples(prompt: Prompt, examples: Sequence[Row]) -> str:
-    """The examples of the prompt's task as text; one from a file without a task suits all."""
-    mine = [row.values for row in examples if row.values["task"] in ("", prompt.task)]
-    return "".join(
-        f"Task: {e['input']}\n\nAnswer: {e['output']}\n\nReview: {e['reason']}\n\n" for e in mine
-    )
-
-
-def critique_lesson(row: tuple[Sample, Sample, Prompt]) -> list[Example]:
+def critique_lesson(row: tuple[Sample, Sample, Prompt], letters: int) -> list[Example]:
     """The request without examples, and the critique to be written."""
     critique, answer, prompt = row
-    return [lesson(prompt, critique, critique_messages((answer, prompt)), critique.text)]
+    asked = critique_messages((answer, prompt), letters=letters)
+    return [lesson(prompt, critique, asked, critique.text)]
 
 
-def answer_lesson(row: tuple[Sample, Sample, Prompt]) -> list[Example]:
-    """The question, and the answer that was criticised."""
-    return [lesson(row[2], row[1], row[2].messages, row[1].text)]
+def answer_lesson(row: tuple[Sample, Sample, Prompt], letters: int) -> list[Example]:
+    """The question without examples, and the answer that was criticised."""
+    return [lesson(row[2], row[1], answer_messages(row[2], letters=letters), row[1].text)]
 
 
 def sft(run: Run, prompts: Records[Prompt], policy: Policy) -> Policy:

@@ -21,6 +21,10 @@ LABELS = ADVICE.listed("labels")
 STAND_IN = (
     "The answer is not right. Go through it step by step, find the first mistake and mend it."
 )
+PAIR = "pair"
+SKIPPED = (
+    "skipped: no pair; a higher self_train.length_ratio, or another costly decoding, makes some"
+)
 _VERDICT_LINE = re.compile(r"verdict\W*:\W*\w+[^\n]*", re.IGNORECASE)
 Messages = Sequence[Mapping[str, str]]
 
@@ -123,8 +127,8 @@ def part_of(prompts: Sequence[Prompt], part: int, parts: int) -> list[Prompt]:
 
 
 def burst(waiting: Sequence[Example], every: int, last: bool) -> list[Example]:
-    """Whole bursts of `every` kept answers, none while there are fewer; at the last call all."""
-    return list(waiting if last else waiting[: len(waiting) // every * every])
+    """The first `every` kept answers; nothing of fewer, but at the last call all that are left."""
+    return list(waiting[:every]) if last or len(waiting) >= every else []
 
 
 def turns(opinions: Sequence[Row]) -> list[Row]:
@@ -139,23 +143,41 @@ def turns(opinions: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def costly_over_cheap(
-    row: Sequence[tuple[Sample, Sample, Prompt]], length_ratio: float
-) -> list[Pair]:
-    """The likeliest of the costly decodings (by token) over the cheap one.
+Decoded = Sequence[tuple[Sample, Sample, Prompt]]  # (costly, cheap, prompt) of one question
 
-    Nothing where both say the same, where a decoding is empty, or where one is over
-    `length_ratio` times as long as the other: length alone must not be what is learned.
-    """
-    cheap, prompt = row[0][1], row[0][2]
+
+def costly_over_cheap(row: Decoded, length_ratio: float) -> list[Pair]:
+    """The likeliest of the costly decodings (by token) over the cheap one, where they are `fit`."""
+    cheap, prompt = row[0][1:]
     best = max((costly for costly, _, _ in row), key=mean_logp)
-    lengths = len(best.tokens), len(cheap.tokens)
-    same = best.text.strip() == cheap.text.strip()
-    if same or not (best.text.strip() and cheap.text.strip()):
-        return []
-    if max(lengths) > length_ratio * min(lengths):
-        return []
-    return [pair_of(prompt, best, cheap)]
+    return [pair_of(prompt, best, cheap)] if fit(best, cheap, length_ratio) == PAIR else []
+
+
+def fit(best: Sample, cheap: Sample, length_ratio: float) -> str:
+    """Whether the two decodings make a pair, or why they do not.
+
+    Not where both say the same, where one is empty, or where one is over `length_ratio` times as
+    long as the other: length alone must not be what is learned.
+    """
+    texts, lengths = [s.text.strip() for s in (best, cheap)], [len(s.tokens) for s in (best, cheap)]
+    if not all(texts):
+        return "one is empty"
+    if texts[0] == texts[1]:
+        return "both the same"
+    return PAIR if max(lengths) <= length_ratio * min(lengths) else "one too long"
+
+
+def decodings(rows: Sequence[Decoded], length_ratio: float) -> list[Row]:
+    """How many questions made a pair to learn from, and why the others did not."""
+    found = [
+        fit(max((costly for costly, _, _ in row), key=mean_logp), row[0][1], length_ratio)
+        for row in rows
+    ]
+    values: dict[str, Any] = {"questions": len(found), PAIR: found.count(PAIR)}
+    values |= {why: found.count(why) for why in sorted({*found} - {PAIR})}
+    if not values[PAIR]:
+        values["self-training"] = SKIPPED
+    return [Row.make(source_id="decodings", values=values)]
 
 
 def mean_logp(sample: Sample) -> float:

@@ -3,10 +3,9 @@
 After Li et al., 2024 (METEOR). (1) The student writes a guideline to each question, a teacher
 answers along it, the student imitates the answers. (2) Part by part, the student answers with
 reasons, a teacher (or the task's checker) says right or gives advice, the student revises; only
-answers judged right are kept. After a part there is one training at most, on as many of those not
-yet trained on as fill whole bursts of `train_every`; after the last part, on all that are left.
-(3) The student learns to prefer its costly decoding to its cheap one, by token, so that length
-earns nothing.
+answers judged right are kept, and every `train_every` of them are a training, with the optimiser
+going on (there the trained student went on within a part, here from the next part on). (3) The
+student learns to prefer its costly decoding to its cheap one, by token: length earns nothing.
 """
 
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ GUIDELINE, ANSWER = prompt_file("meteor_guideline"), prompt_file("meteor_answer"
 DISTIL, UNGUIDED = prompt_file("meteor_distil"), prompt_file("meteor_unguided")
 REVISE, CRITERIA = prompt_file("meteor_revise"), prompt_file("meteor_criteria")
 SFT = {"loss": "sft"}
-SAME = "no costly decoding differs from the cheap one within self_train.length_ratio: raise one"
+RIVALS = ("rival_1", "rival_2", "rival_3")
 
 
 def defaults() -> dict[str, Any]:
@@ -63,7 +62,7 @@ def defaults() -> dict[str, Any]:
             "verdict": "checker",  # who says right or wrong: checker | judge
             "reasons": True,  # ask for reasons before the answer
             "turns": 3,
-            "train_every": 10,  # kept answers: fewer wait for those of the next part
+            "train_every": 10,  # kept answers; fewer wait for those of the next part
             "answer": sampling(temperature=0.7, max_new_tokens=1024) | {"top_p": 0.9},
             "advice": sampling(temperature=0.0, max_new_tokens=512),
             "learn": small,
@@ -78,10 +77,10 @@ def defaults() -> dict[str, Any]:
             "learn": small | {"lr": 1e-5},
         },
         "criteria": {
-            "questions": 0,  # held-out ones, on which a judge marks all stages' answers; 0: none
-            "reply": sampling(temperature=0.0, max_new_tokens=512),
+            "questions": 0,  # held-out: the judge marks all stages' and rivals' answers; 0: none
+            "reply": sampling(temperature=0.0, max_new_tokens=1500),
         },
-        **role_defaults("teacher", "judge"),
+        **role_defaults("teacher", "judge", *RIVALS),
     }
 
 
@@ -104,8 +103,9 @@ def meteor(run: Run) -> Policy:
     evaluated.append(run.evaluate(self_trained))
     run.table("table", together(evaluated), accuracy)
     if c.criteria.questions:
-        stages = dict(base=base, distilled=distilled, iterated=iterated, trained=self_trained)
-        compare(run, stages, c.criteria.questions, c.self_train.cheap, base, CRITERIA)
+        models = dict(base=base, distilled=distilled, iterated=iterated, trained=self_trained)
+        models |= {n: rival for n in RIVALS if (rival := run.role(n, base)) is not base}
+        compare(run, models, c.criteria.questions, c.self_train.cheap, base, CRITERIA)
     return self_trained
 
 
@@ -130,20 +130,34 @@ def distillation(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
 
 
 def iteration(run: Run, numbers: Iterator[int], prompts: View, student: Policy) -> Policy:
-    """The student after bursts of training on its right answers; the optimiser goes on."""
+    """The student after bursts of training on its right answers."""
     c = run.config
     kept, spent, opinions = list[View](), list[View](), list[View]()
     for number in islice(numbers, c.rounds):
+        last, size = number == c.rounds + 1, -(-prompts.count // c.rounds)
         part = partial(guiding.part_of, part=number - 2, parts=c.rounds)
-        questions = run.gather("questions", prompts, part, Prompt)
+        questions = run.gather("questions", prompts, part, Prompt, most=size)
         refine(run, questions, student, kept, opinions)
-        waiting = together(kept).without(together(spent), "id") if spent else together(kept)
-        enough = partial(guiding.burst, every=c.iterate.train_every, last=number == c.rounds + 1)
-        learned = run.gather("burst", waiting, enough, Example, least=0)
-        if learned.count:
-            spent.append(learned)
-            student = run.train(learned, student, objective=SFT, learn=c.iterate.learn, carry=True)
+        most = -(-questions.count * c.iterate.answer.n // c.iterate.train_every) + last
+        student = bursts(run, kept, spent, student, most, last)
     run.table("turns", together(opinions), guiding.turns)
+    return student
+
+
+def bursts(
+    run: Run, kept: list[View], spent: list[View], student: Policy, most: int, last: bool
+) -> Policy:
+    """The student after a training on every burst of kept answers; the optimiser goes on."""
+    c = run.config.iterate
+    one = partial(guiding.burst, every=c.train_every, last=last)
+    for number in range(1, most + 1):
+        waiting = together(kept).without(together(spent), "id") if spent else together(kept)
+        burst = run.gather(f"burst_{number}", waiting, one, Example, most=c.train_every, least=0)
+        if not burst.count:
+            break
+        spent.append(burst)
+        name = f"train_{number}"
+        student = run.train(burst, student, objective=SFT, learn=c.learn, name=name, carry=True)
     return student
 
 
@@ -177,9 +191,8 @@ def opinion(
         return run.map(f"opinion_{turn}", rows, partial(guiding.rule_opinion, turn=turn), Row)
     wanted, judge = partial(guiding.advice_messages, letters=c.letters), run.role("judge", student)
     advice = run.ask(f"advice_{turn}", answers.join(questions), judge, wanted, c.iterate.advice)
-    return run.map(
-        f"opinion_{turn}", advice.join(answers), partial(guiding.judge_opinion, turn=turn), Row
-    )
+    said = partial(guiding.judge_opinion, turn=turn)
+    return run.map(f"opinion_{turn}", advice.join(answers), said, Row)
 
 
 def self_training(run: Run, prompts: Records[Prompt], student: Policy, older: Policy) -> Policy:
@@ -189,6 +202,9 @@ def self_training(run: Run, prompts: Records[Prompt], student: Policy, older: Po
     costly = run.ask("costly", cheap.join(prompts), student, guiding.last_question, c.costly)
     rows = costly.join(cheap).join(prompts).groups("parent_id")
     better = partial(guiding.costly_over_cheap, length_ratio=c.length_ratio)
-    pairs = run.map("pair", rows, better, Pair, why=SAME)
+    run.table("decodings", rows, partial(guiding.decodings, length_ratio=c.length_ratio))
+    pairs = run.map("pair", rows, better, Pair, least=0)
+    if not pairs.count:
+        return student  # nothing to learn: the table says why
     ranking = {"loss": "ranking", "margin": c.margin, "beta": c.beta}
     return run.train(pairs, student, objective=ranking, learn=c.learn)

@@ -1,4 +1,4 @@
-"""Which of several replies to one question stands for all: the medoid, or the commonest answer.
+"""Which of several replies to one question stands for all, and which examples for a task.
 
 `medoid` is ELITE's "major vote": embeddings, outliers dropped, the reply nearest the centre. Unlike
 the published code it works on the embeddings themselves (two principal components of five points
@@ -13,10 +13,13 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.ensemble import IsolationForest
 
-from selfevo_jax.records import Row, Sample, Vector, Verdict
+from selfevo_jax.records import Prompt, Row, Sample, Vector, Verdict
 
 MOST_OUTLIERS = 0.5  # of the replies: of more, they would be the rule
 FEW = 4  # replies below which no outlier is dropped: the forest would guess
+LEAST_SHOWN = 40  # letters of a long text, below which an example says nothing
+GAP = " [...] "
+EXAMPLE = "Task: {input}\n\nAnswer: {output}\n\nReview: {reason}\n\n"
 
 
 def medoid(row: Sequence[tuple[Sample, Vector]], contamination: float, seed: int) -> list[Sample]:
@@ -64,6 +67,11 @@ def representatives(vectors: np.ndarray, clusters: int, seed: int) -> list[int]:
     return sorted(set(np.argmin(np.round(distances, 6), axis=0).tolist()))
 
 
+def task_of(prompt: Prompt) -> str:
+    """What a question is an example of: the task file it came from, where it came from one."""
+    return str(prompt.meta.get("task", prompt.task))
+
+
 def typical_examples(rows: Sequence[tuple], clusters: int, seed: int) -> list[Row]:
     """Of every task, the worked examples nearest to the centres of `clusters` clusters.
 
@@ -72,7 +80,7 @@ def typical_examples(rows: Sequence[tuple], clusters: int, seed: int) -> list[Ro
     """
     by_task: dict[str, list[tuple]] = {}
     for row in rows:
-        by_task.setdefault(row[-1].task, []).append(row)
+        by_task.setdefault(task_of(row[-1]), []).append(row)
     chosen = []
     for task, members in sorted(by_task.items()):
         vectors = np.array([vector.values for _, vector, _, _ in members])
@@ -82,3 +90,37 @@ def typical_examples(rows: Sequence[tuple], clusters: int, seed: int) -> list[Ro
             values = shown | {"output": answer.text, "reason": critique.text}
             chosen.append(Row.make(source_id=critique.id, values=values))
     return chosen
+
+
+def shown_examples(prompt: Prompt, examples: Sequence[Row], room: int) -> str:
+    """The examples of the prompt's task as text of about `room` letters, "" where that is too few.
+
+    One from a file without a task suits all. The longest texts are cut first: of an example's
+    input the end is kept, as the question has the same opening; of all else the beginning.
+    """
+    mine = [row.values for row in examples if row.values["task"] in ("", task_of(prompt))]
+    lengths = [len(e[name]) for e in mine for name in ("input", "output", "reason")]
+    cap = even_cap(lengths, room - len(mine) * len(EXAMPLE.format(input="", output="", reason="")))
+    if not mine or cap < min(LEAST_SHOWN, max(lengths)):
+        return ""
+    cut = ({"input": e["input"][-cap:], "output": e["output"][:cap], "reason": e["reason"][:cap]}
+           for e in mine)  # fmt: skip
+    return "".join(EXAMPLE.format(**texts) for texts in cut)
+
+
+def even_cap(lengths: Sequence[int], room: int) -> int:
+    """The most letters of each text with which all of them together have at most `room`."""
+    for number, length in enumerate(sorted(lengths)):
+        share = max(room, 0) // (len(lengths) - number)
+        if length > share:
+            return share
+        room -= length
+    return max(lengths, default=0)
+
+
+def shortened(text: str, letters: int) -> str:
+    """The text, without its middle where it has more letters: how it begins and ends matters."""
+    if len(text) <= letters:
+        return text
+    half = max(letters - len(GAP), 0)
+    return text[: half - half // 2] + GAP[: max(letters, 0)] + text[len(text) - half // 2 :]

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import criteria, guiding, meteor
+from selfevo_jax.evolve.importing.reading import import_file
 from selfevo_jax.evolve.launch import check_config
 from selfevo_jax.learn.carried import OPTIMIZER
 from selfevo_jax.records import Example, Pair, Prompt, Row, Sample
@@ -43,7 +44,7 @@ class Teacher(BaseHTTPRequestHandler):
         if "JSON list" in asked:
             shown = len(re.findall("<answer_", asked))
             marks = [dict.fromkeys(CRITERIA, 9 if place == 0 else 4) for place in range(shown)]
-            return json.dumps(marks)
+            return json.dumps([m | {"justification": f"Place {n}."} for n, m in enumerate(marks)])
         if "Verdict: right" in asked:
             output = asked.partition("<output>\n")[2].partition("\n</output>")[0]
             return ("Verdict: right", f"Verdict: wrong\n{ADVICE}", "right, I think")[
@@ -66,7 +67,7 @@ def teacher():
 
 TAUGHT = (
     "distil.by=teacher", "distil.compare=true", "iterate.verdict=judge", "criteria.questions=2",
-    "iterate.answer.n=4", "learn.batch_size=1",
+    "iterate.answer.n=4", "iterate.train_every=2", "learn.batch_size=1",
 )  # fmt: skip
 
 
@@ -74,7 +75,8 @@ TAUGHT = (
 def taught(method, teacher):
     """A run with a teacher and a judge behind a server."""
     run, address = method("taught"), f"http://127.0.0.1:{teacher.server_port}/v1#gpt"
-    roles = [f"roles.{role}.model={address}" for role in ("teacher", "judge")]
+    roles = [f"roles.{role}.model={address}" for role in ("teacher", "judge", "rival_1")]
+    roles.append("roles.rival_3.model=random:tiny?seed=2")
     run.said = run(*TAUGHT, *roles)
     return run
 
@@ -112,13 +114,25 @@ def test_a_revision_sees_the_answer_and_the_advice(taught):
         assert first[name].text.strip() in message["content"] and ADVICE in message["content"]
 
 
-def test_only_what_was_judged_right_is_learned(taught):
-    """Never judged right, never learned; each kept answer once, in bursts of train_every."""
+def bursts_of(run, number: int) -> list[list[dict]]:
+    """The examples of every burst of a part, in order; those that were trained on."""
+    folder = run.workdir / f"round_0{number}"
+    made = sorted(folder.glob("burst_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    rows = [run.rows(f"round_0{number}/{path.name}") for path in made]
+    assert all((folder / f"train_{n}").exists() == bool(r) for n, r in enumerate(rows, start=1))
+    return [burst for burst in rows if burst]
+
+
+def test_only_what_was_judged_right_is_learned_in_bursts(taught):
+    """Never judged right, never learned; each kept answer once, every two of them a training."""
     said = [r for n in (2, 3) for t in (1, 2) for r in taught.rows(f"round_0{n}/opinion_{t}")]
     right = {row["source_id"] for row in said if row["values"]["right"] is True}
-    learned = [row["source_id"] for n in (2, 3) for row in taught.rows(f"round_0{n}/burst")]
-    assert right and sorted(learned) == sorted(set(learned)) and set(learned) <= right
-    assert len(taught.rows("round_02/burst")) % 2 == 0
+    bursts = [bursts_of(taught, number) for number in (2, 3)]
+    learned = [row["source_id"] for part in bursts for burst in part for row in burst]
+    assert len(learned) == len(set(learned)) and set(learned) == right
+    assert len(bursts[0]) > 1  # more than one training after a part
+    sizes = [len(burst) for part in bursts for burst in part]
+    assert set(sizes[:-1]) == {2} and sizes[-1] in (1, 2)
     (one, two) = [row["values"] for row in taught.rows("round_03/turns")]
     assert one["failed"] > 0 and one["right"] + one["wrong"] + one["failed"] == one["n"]
     assert one["n"] + two["n"] == len(said)
@@ -128,11 +142,13 @@ def test_the_optimiser_goes_on_from_burst_to_burst(taught):
     """Adam's own count of steps runs through; nothing is left by the other trainings."""
     steps = 0
     for number in (2, 3):
-        folder = taught.workdir / f"round_0{number}/train"
-        steps += len((folder / "metrics.jsonl").read_text().splitlines())
-        left = load_file(folder / OPTIMIZER)
-        assert [int(array) for name, array in left.items() if name.endswith("count")] == [steps]
-        assert OPTIMIZER in json.loads((folder / "stage.json").read_text())["files"]
+        for burst in range(1, len(bursts_of(taught, number)) + 1):
+            folder = taught.workdir / f"round_0{number}/train_{burst}"
+            steps += len((folder / "metrics.jsonl").read_text().splitlines())
+            left = load_file(folder / OPTIMIZER)
+            assert [int(array) for name, array in left.items() if name.endswith("count")] == [steps]
+            assert OPTIMIZER in json.loads((folder / "stage.json").read_text())["files"]
+    assert steps > 2
     for number in (1, 4):
         assert not (taught.workdir / f"round_0{number}/train" / OPTIMIZER).exists()
 
@@ -153,12 +169,15 @@ def test_self_training_compares_two_decodings_of_one_question(taught):
     assert json.loads(lines[0])["loss"] == pytest.approx(1.0, abs=1e-4)
 
 
+MODELS = ["base", "distilled", "iterated", "trained", "rival_1", "rival_3"]
+
+
 def test_rotation_cancels_a_judge_that_likes_the_first_place(taught):
     """Every answer stands once in every place, so this judge's marks say nothing: all equal."""
     rows = [row["values"] for row in taught.rows("round_04/criteria")]
-    assert [row["model"] for row in rows] == ["base", "distilled", "iterated", "trained"]
+    assert [row["model"] for row in rows] == MODELS
     assert {row["n"] for row in rows} == {2} and {row["failed"] for row in rows} == {0}
-    assert [row["overall"] for row in rows] == pytest.approx([(9 + 4 * 3) / 4] * 4)
+    assert [row["overall"] for row in rows] == pytest.approx([(9 + 4 * 5) / 6] * 6)
     for criterion in CRITERIA:
         assert sum(row[f"{criterion} share"] for row in rows) == pytest.approx(1)
     sides = [row["values"] for row in taught.rows("round_01/quality")]
@@ -166,12 +185,49 @@ def test_rotation_cancels_a_judge_that_likes_the_first_place(taught):
     assert [side["accuracy share"] for side in sides] == pytest.approx([0.5, 0.5])
 
 
+def test_further_models_are_marked_beside_the_stages(taught):
+    """Roles without a model are not; a rival answers the same held-out questions."""
+    base, rival = (taught.rows(f"round_04/answer.{name}") for name in ("base", "rival_1"))
+    assert {row["text"] for row in rival} == {"Along the guideline. Answer: 7"}
+    assert [row["prompt_id"] for row in rival] == [row["prompt_id"] for row in base]
+    assert not (taught.workdir / "round_04/answer.rival_2").exists()
+    assert {row["policy"] for row in taught.rows("round_04/answer.rival_3")} == {"rival_3"}
+
+
 def test_an_evaluation_is_shaped_like_the_published_ones(taught):
     row = taught.rows("round_04/criteria.evaluation")[0]["values"]
-    assert set(row) == {"question", "answers", "evaluation", "faults"}
-    assert set(row["answers"]) == set(row["evaluation"])
+    assert set(row) == {"question", "answers", "evaluation", "rotations", "faults"}
+    assert list(row["answers"]) == MODELS
+    assert [marks["Answer"] for marks in row["evaluation"]] == [1, 2, 3, 4, 5, 6]
+    for marks in row["evaluation"]:
+        assert list(marks)[1:-1] == [name.capitalize() for name in CRITERIA]
+        assert marks["Accuracy"] == pytest.approx(29 / 6)
+        assert marks["Justification"] == "Place 0."  # as it was said where this answer stood first
+    for turn, rotation in enumerate(row["rotations"]):
+        said = [marks["justification"] for marks in rotation]
+        assert said == [f"Place {(place - turn) % 6}." for place in range(6)]
     base = {a["prompt_id"]: a["text"] for a in taught.rows("round_04/answer.base")}
     assert row["answers"]["base"] in base.values()
+
+
+def test_an_evaluation_of_a_run_is_imported(taught, tmp_path):
+    """As the published files are: the answers by model, and each one's marks and words."""
+    path = taught.workdir / "round_04/criteria.evaluation/records.jsonl"
+    report = import_file("meteor", path, tmp_path / "out")
+    assert report.rows == {"our evaluation": 2}
+
+    def read(name: str) -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / f"out/{name}.jsonl").open()]
+
+    said = {row["source_id"]: row["values"] for row in read("rows")}
+    asked = {prompt["messages"][-1]["content"]: prompt["id"] for prompt in read("prompts")}
+    for record in (row["values"] for row in taught.rows("round_04/criteria.evaluation")):
+        question = asked[record["question"]]
+        answers = {s["policy"]: s for s in read("samples") if s["prompt_id"] == question}
+        assert {name: s["text"] for name, s in answers.items()} == record["answers"]
+        for name, marks in zip(MODELS, record["evaluation"], strict=True):
+            assert said[answers[name]["id"]] == {k: v for k, v in marks.items() if k != "Answer"}
+        assert said[question] == {name: record[name] for name in ("rotations", "faults")}
 
 
 def test_the_judge_reads_to_the_end_of_its_request(teacher, taught):
@@ -190,8 +246,42 @@ def test_the_judge_reads_to_the_end_of_its_request(teacher, taught):
     assert advised and all(asked.endswith(END_OF_ADVICE) for asked in advised)
 
 
+def test_without_a_pair_self_training_is_left_out_and_all_else_is_shown(method):
+    """Greedy on both sides: the two decodings say the same."""
+    run = method("no_pair")
+    said = run(
+        "rounds=1", "prompts.n=4", "self_train.cheap.temperature=0.0", "self_train.costly.n=1",
+        "self_train.costly.temperature=0.0", "iterate.answer.n=4",
+    )  # fmt: skip
+    (row,) = run.rows("round_03/decodings")
+    assert row["values"]["questions"] == 4 and row["values"]["pair"] == 0
+    assert "no pair" in row["values"]["self-training"] and "no pair" in said
+    assert not (run.workdir / "round_03/train").exists()
+    policies = [row["values"]["policy"] for row in run.rows("round_03/table")]
+    assert policies[:2] == ["base", "round_01"] and "round_03" not in policies
+    assert json.loads((run.workdir / "run.json").read_text())["best"] == policies[-1]
+
+
+def test_beams_are_the_costly_decoding(method):
+    run = method("beams")
+    run(
+        "rounds=1", "prompts.n=4", "self_train.costly.n=1", "self_train.costly.num_beams=4",
+        "self_train.costly.temperature=0.0", "iterate.train_every=2",
+    )  # fmt: skip
+    cheap, costly = (kept(run, f"round_03/{name}", Sample) for name in ("cheap", "costly"))
+    for sample in costly.values():  # what beams are for
+        assert sum(sample.logps) > sum(cheap[sample.parent_id].logps)
+    pairs = run.rows("round_03/pair")
+    assert pairs and {(pair["chosen_id"], pair["rejected_id"]) for pair in pairs} <= {
+        (sample.id, sample.parent_id) for sample in costly.values()
+    }
+    (row,) = run.rows("round_03/decodings")
+    assert row["values"]["pair"] == len(pairs)
+    assert (run.workdir / "round_03/train/adapter").exists()
+
+
 def test_killed_and_gone_on_with_gives_the_same_bytes(method, content_of):
-    small = "prompts.n=4", "iterate.answer.n=16", "rounds=1"
+    small = "prompts.n=4", "iterate.answer.n=16", "rounds=1", "iterate.train_every=2"
     whole = method("whole")
     whole(*small)
     assert content_of(method.killed("killed", 60, *small)) == content_of(whole)
@@ -222,9 +312,11 @@ def test_a_verdict_is_a_line_not_a_word(reply, right):
 
 def test_bursts_are_whole_until_the_last():
     waiting = list(range(25))
-    assert guiding.burst(waiting, 10, False) == waiting[:20]
+    assert guiding.burst(waiting, 10, False) == waiting[:10]
     assert guiding.burst(waiting[:9], 10, False) == []
-    assert guiding.burst(waiting, 10, True) == waiting
+    assert guiding.burst(waiting, 10, True) == waiting[:10]
+    assert guiding.burst(waiting[:9], 10, True) == waiting[:9]
+    assert guiding.burst([], 10, True) == []
 
 
 def test_costly_decodings_win_by_likelihood_of_a_token_not_by_length():
@@ -259,13 +351,16 @@ def test_marks_that_cannot_be_read_are_failures():
 
     row = read(good, good)
     assert row.values["answers"] == {"one": "older", "two": "newer"}
-    assert row.values["evaluation"]["one"]["accuracy"] == 5.5  # 3 shown first, 8 shown second
+    assert row.values["evaluation"][0]["Accuracy"] == 5.5  # 3 shown first, 8 shown second
     failed = read(good, "Both are good.")
-    assert failed.values["evaluation"] is None and len(failed.values["faults"]) == 1
+    assert failed.values["evaluation"] == [] and len(failed.values["faults"]) == 1
     table = criteria.criteria_rows([row, failed])
     assert [(r.values["n"], r.values["failed"]) for r in table] == [(1, 1), (1, 1)]
     wrong = json.dumps([dict.fromkeys(CRITERIA, 3)])
-    assert read(wrong, good).values["evaluation"] is None
+    assert read(wrong, good).values["evaluation"] == []
+    assert read(good, json.dumps([dict.fromkeys(CRITERIA, 3) | {"justification": 1}] * 2)).values[
+        "faults"
+    ] == ["a justification is no text"]
 
 
 @pytest.mark.parametrize("variant", ("llama3_8b", "qwen2_7b", "cpu", "tiny"))

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
-from selfevo_jax.evolve.voting import consistent, inliers, medoid, representatives, typical_examples
-from selfevo_jax.records import Prompt, Sample, Vector, Verdict
+from selfevo_jax.evolve.voting import (
+    consistent,
+    even_cap,
+    inliers,
+    medoid,
+    representatives,
+    shortened,
+    shown_examples,
+    typical_examples,
+)
+from selfevo_jax.records import Prompt, Row, Sample, Vector, Verdict
 
 
 def reply(text: str, number: int) -> Sample:
@@ -78,19 +87,67 @@ def test_representatives_are_one_of_each_cluster():
     assert representatives(np.zeros((4, 2)), 3, 0) == [0]
 
 
-def test_examples_are_chosen_within_a_task():
+def of_task(task: str, number: int, file: str = "") -> Prompt:
+    messages = ({"role": "user", "content": f"q{number}"},)
+    meta = {"task": file} if file else {}
+    return Prompt.make(task=task, messages=messages, answer=None, meta=meta)
+
+
+def chosen_from(prompts: list[Prompt]) -> list[Row]:
     rows = []
-    for number, task in enumerate("aabb"):
-        messages = ({"role": "user", "content": f"q{number}"},)
-        prompt = Prompt.make(task=task, messages=messages, answer=None)
+    for number, prompt in enumerate(prompts):
         critique, answer = reply(f"because {number}", number), reply(f"answer {number}", number)
         vector = Vector.make(source_id=critique.id, policy="base", values=(float(number), 0.0))
         rows.append((critique, vector, answer, prompt))
-    chosen = [row.values for row in typical_examples(rows, 1, 0)]
+    return typical_examples(rows, 1, 0)
+
+
+def test_examples_are_chosen_within_a_task():
+    chosen = [row.values for row in chosen_from([of_task(t, n) for n, t in enumerate("aabb")])]
     assert [values["task"] for values in chosen] == ["a", "b"]
     for values in chosen:
         number = values["input"][1:]
         assert values["output"] == f"answer {number}" and values["reason"] == f"because {number}"
+
+
+def test_a_collection_of_tasks_is_not_one_task():
+    """The tasks of Natural Instructions have one name; the file is told by `meta`."""
+    prompts = [of_task("collection", n, f"file_{n % 3}") for n in range(6)]
+    examples = chosen_from(prompts)
+    assert [row.values["task"] for row in examples] == ["file_0", "file_1", "file_2"]
+    for prompt, example in zip(prompts[:3], examples, strict=True):
+        shown = shown_examples(prompt, examples, room=500)
+        assert shown.count("Task: ") == 1 and example.values["reason"] in shown
+    assert shown_examples(of_task("collection", 9, "file_9"), examples, room=500) == ""
+
+
+@pytest.mark.parametrize("room", [0, 100, 500, 3000, 9000])
+def test_examples_fill_their_room_and_no_more(room):
+    values = {"task": "", "output": "short", "reason": "r" * 1000}
+    examples = [
+        Row.make(source_id=str(n), values=values | {"input": "y" * 4000 + f"end {n}"})
+        for n in range(2)
+    ]
+    shown = shown_examples(of_task("any", 0), examples, room)
+    assert len(shown) <= room
+    if room < 500:
+        assert shown == ""  # of what would be left nobody learns
+    else:
+        assert len(shown) > room - 10
+        assert shown.count("end 0") == shown.count("end 1") == 1 and shown.count("short") == 2
+
+
+def test_the_longest_texts_are_cut_first():
+    assert even_cap([10, 200, 300], 1000) == 300
+    assert even_cap([10, 200, 300], 410) == 200
+    assert even_cap([10, 200, 300], 110) == 50
+    assert even_cap([10, 200, 300], -5) == even_cap([], 10) == 0
+
+
+def test_a_text_is_cut_in_its_middle():
+    assert shortened("abc", 3) == "abc"
+    assert shortened("a" * 50 + "b" * 50, 27) == "a" * 10 + " [...] " + "b" * 10
+    assert [len(shortened("x" * 100, letters)) for letters in (0, 5, 8, 99)] == [0, 5, 8, 99]
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])

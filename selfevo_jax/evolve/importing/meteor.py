@@ -70,6 +70,11 @@ def evaluated(line: Line) -> Iterator[Record]:
     yield from kept(prompt, line.rest())
 
 
+def own(line: Line) -> Iterator[Record]:
+    """A record of our own five-criteria evaluation (`.../criteria.evaluation/records.jsonl`)."""
+    yield from evaluated(line.inner("values"))
+
+
 def _marks(line: Line) -> Iterator[Line]:
     """The marks: a list, or, as the published code stores it, the judge's reply that holds one."""
     value = line.take("evaluation", (list, str))
@@ -91,4 +96,5 @@ SHAPES = (
     Shape("distilled", frozenset({"question_content", "guideline", "answer"}), distilled),
     Shape("iterative", frozenset({"question", "answer", "evaluation"}), iterated),
     Shape("evaluation", frozenset({"question", "answers", "evaluation"}), evaluated),
+    Shape("our evaluation", frozenset({"id", "source_id", "values"}), own),
 )
