@@ -3,10 +3,11 @@
 Run:     selfevo run --config=configs/reflectevo.py:cpu --workdir=runs/reflectevo
 Needs:   :cpu 2 cores, 8 GB, no GPU; the others one accelerator with 40 to 80 GB.
 Expect:  a table of Acc@t1, Acc@t2, their paired difference with a 95 % interval, the same with
-         self-verification, and flips, for the untrained model and every variant; :tiny takes
-         seconds and means nothing. :dataset (:dataset-cpu, :dataset-tiny) trains nothing: it
-         gathers reflections over many tasks and ends with the statistics of the corpus, which
-         `selfevo import --format=reflectevo --to=raw RUN --out=FILE` writes as it is published.
+         self-verification, and flips, for the untrained model and every variant, or why it was not
+         trained; :tiny takes seconds and means nothing. :dataset (:dataset-cpu, :dataset-tiny)
+         trains nothing: it gathers reflections over many tasks and ends with the statistics of the
+         corpus, which `selfevo import --format=reflectevo --to=raw RUN --out=FILE` writes as it is
+         published.
 Data:    LogiQA's 651 validation questions, fetched, of which 404 are for training and 159 held out.
          With more of them in data/logiqa/logiqa.jsonl raise prompts.n and evaluate.n (500 there).
 The papers' settings (section 3.5 of the specification): LoRA r 8, alpha 32, dropout 0.1; SFT lr

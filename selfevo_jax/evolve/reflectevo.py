@@ -29,10 +29,10 @@ from selfevo_jax.evolve.run import (
     role_defaults,
     sampling,
     together,
-)
+)  # fmt: skip
 
-SFT = {"loss": "sft"}
-PREFERENCE = {"beta": 0.01, "lr": 5e-7, "epochs": 1, "schedule": "cosine", "batch_size": 8}
+# Turns (the first answer and those after it), and what a later one is given: fresh | stored | none.
+AGAIN = {"turns": 2, "reflection": "fresh", "stored": ""}  # stored: a file {question, reflection}
 
 
 def defaults() -> dict[str, Any]:
@@ -44,14 +44,13 @@ def defaults() -> dict[str, Any]:
         "reflect": sampling(temperature=0.8, max_new_tokens=200),
         "revise": sampling(temperature=0.0, max_new_tokens=512),
         "pool": {"per_answer": 2, "instructions": r.KEYS},  # reflections of an answer; their keys
+        "generate": AGAIN,  # how the data are made
         "show_attempt": True,  # whether the revision sees the attempt besides the reflection
         "variants": ("one_stage", "two_stage", "dpo", "dpo_pref", "qa"),
         "judge": {"protocol": "base"},  # of dpo_pref; see selfevo_jax.judge.pairwise
-        "dpo": PREFERENCE,
+        "dpo": {"beta": 0.01, "lr": 5e-7, "epochs": 1, "schedule": "cosine", "batch_size": 8},
         "test": {
-            "turns": 2,  # 1: no test, where only the corpus of reflections is wanted
-            "reflection": "fresh",  # fresh | stored | none
-            "stored": "",  # a file of {question, reflection}
+            **AGAIN,  # 1 turn: no test, where only the corpus of reflections is wanted
             "max_new_tokens": 200,  # of a reflection, greedy
             "oracle": False,  # also show what a checker at test time would give
         },
@@ -71,136 +70,141 @@ class Team:
 
 def reflectevo(run: Run) -> None:
     """Make reflections, sort them, train on them in every variant, test all in two turns."""
-    base = run.base()
+    c, base = run.config, run.base()
     generator, reflector = run.role("generator", base), run.role("reflector", base)
-    run.check_choices("variants", run.config.variants, VARIANTS)
-    run.check_choices("test.reflection", [run.config.test.reflection], ("fresh", "stored", "none"))
+    r.check_settings(run, tuple(VARIANTS))
+    start = r.learner(run, reflector, base)
     questions, untrained = run.held_out(), Team(generator, reflector, generator)
     with run.within("untrained"):
         outcomes = tested(run, "untrained", questions, untrained)
     for _ in run.rounds(1):
         prompts = run.probed(run.prompts(), generator)
-        stories = reflected(run, prompts, generator, reflector)
+        stories = reflected(run, prompts, generator, reflector, c.generate)
         run.table("corpus", stories, r.corpus_table)
-        for name in run.config.variants:
+        for name in c.variants:
             with run.within(name):
-                team = VARIANTS[name](run, prompts, stories, base, untrained)
-                outcomes += tested(run, name, questions, team)
+                if team := VARIANTS[name](run, prompts, stories, start, untrained):
+                    outcomes += tested(run, name, questions, team)
+                else:
+                    run.progress.say(f"{name} is not trained: {r.LACKING[name]}")
     if outcomes:
-        table = partial(r.turns_table, oracle=run.config.test.oracle)
+        table = partial(r.turns_table, oracle=c.test.oracle, variants=c.variants)
         run.table("table", together(outcomes), table)
 
 
-def reflected(run: Run, prompts: Records[Prompt], generator: Policy, reflector: Policy) -> View:
-    """Stories of answers that were wrong: (revision, verdict, reflection, answer, prompt)."""
-    c = run.config
+def reflected(
+    run: Run, prompts: Records[Prompt], generator: Policy, reflector: Policy, how: Any = AGAIN
+) -> View:
+    """Stories of answers that were wrong: (revision, verdict, reflection, answer, prompt).
+
+    What is still wrong after one turn is reflected on in the next. With `how.reflection` none a
+    story is without one.
+    """
+    c, n = run.config, run.config.pool.per_answer
     run.check_choices("pool.instructions", c.pool.instructions, r.KEYS)
+    keys = partial(r.drawn_keys, keys=c.pool.instructions, n=n, seed=c.seed)
     answers = run.ask("answer", prompts, generator, question, c.answer)
-    failed = answers.join(run.check(answers, prompts)).where(r.wrong).join(prompts)
-    keys = partial(r.drawn_keys, keys=c.pool.instructions, n=c.pool.per_answer, seed=c.seed)
-    rows = failed.expand(keys, c.pool.per_answer)
-    said = run.ask("reflect", rows, reflector, r.guided_messages, c.reflect)
-    again = said.join(answers).join(prompts)
-    revisions = run.ask("revise", again, generator, revising(run), c.revise)
-    verdicts = run.check(revisions, prompts, name="check_revise")
-    return revisions.join(verdicts).join(said).join(answers).join(prompts)
+    verdicts, stories = run.check(answers, prompts), list[View]()
+    for turn in range(2, how["turns"] + 1):
+        mark = f"_{turn}" if turn > 2 else ""
+        failed, least = answers.join(verdicts).where(r.wrong), int(turn == 2)
+        wrong = run.map(f"wrong{mark}", failed, r.answer_of, Sample, least=least, why=r.ALL_RIGHT)
+        if not wrong.count:
+            break
+        rows = wrong.join(prompts)
+        fresh = (rows.expand(keys, n), reflector, r.guided_messages, c.reflect)
+        said = r.reflections(run, f"reflect{mark}", rows, how, fresh, n)
+        answers = r.retried(run, f"revise{mark}", said, wrong, prompts, generator, c.revise)
+        verdicts = run.check(answers, prompts, name=f"check_revise{mark}")
+        links = [verdicts, wrong] if said is None else [verdicts, said, wrong]
+        stories.append(r.chained(answers, links).join(prompts))
+    return together(stories)
 
 
-def revising(run: Run, reflected: bool = True) -> partial:
-    """How another attempt is asked for."""
-    show = run.config.show_attempt
-    return partial(r.revise_messages, show_attempt=show, reflected=reflected)
-
-
-def one_stage(run: Run, prompts: View, stories: View, base: Policy, team: Team) -> Team:
+def one_stage(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Imitate reflection and right answer in one go, on D+."""
-    learned = run.map("learn", stories.where(r.succeeded), r.whole_lesson, Example)
-    trained = run.train(learned, base, objective=SFT)
-    return Team(team.generator, trained, trained, whole=True)
+    trained = imitating(run, stories.where(r.succeeded), r.whole_lesson, start)
+    return trained and Team(team.generator, trained, trained, whole=True)
 
 
-def two_stage(run: Run, prompts: View, stories: View, base: Policy, team: Team) -> Team:
+def two_stage(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Imitate the reflections of D+; then, from there, the right answers that followed."""
     plus = stories.where(r.succeeded)
     second = partial(r.revise_lesson, show_attempt=run.config.show_attempt)
-    reflector = run.train(run.map("learn", plus, r.reflection_lesson, Example), base, objective=SFT)
-    mending = run.map("learn_2", plus, second, Example)
-    corrector = run.train(mending, reflector, objective=SFT, name="train_2")
-    return Team(team.generator, reflector, corrector)
+    reflector = imitating(run, plus, r.reflection_lesson, start)
+    corrector = reflector and imitating(run, plus, second, reflector, "_2")
+    return reflector and corrector and Team(team.generator, reflector, corrector)
 
 
-def dpo(run: Run, prompts: View, stories: View, base: Policy, team: Team) -> Team:
+def qa(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
+    """The baseline: imitate the gold answers."""
+    trained = imitating(run, prompts, gold_lesson, run.base())
+    return trained and Team(trained, trained, trained)
+
+
+def imitating(run: Run, rows: View, lesson: Any, start: Policy, part: str = "") -> Policy | None:
+    """`start` after imitating the lesson of each row; None where there are no lessons."""
+    learned = run.map(f"learn{part}", rows, lesson, Example, least=0)
+    if not learned.count:
+        return None
+    return run.train(learned, start, objective={"loss": "sft"}, name=f"train{part}")
+
+
+def dpo(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Prefer reflections that helped to others on the same answer: D+-."""
-    groups = stories.groups()
-    pairs = run.map(
-        "pairs", groups, r.helped_against_not, Pair, most=run.config.pool.per_answer, why=NO_PAIRS
-    )
-    return preferring(run, pairs, base, team)
+    most = run.config.pool.per_answer
+    pairs = run.map("pairs", stories.groups(), r.helped_against_not, Pair, most=most, least=0)
+    return preferring(run, pairs, start, team)
 
 
-def dpo_pref(run: Run, prompts: View, stories: View, base: Policy, team: Team) -> Team:
+def dpo_pref(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Prefer what a judge prefers among reflections that helped: Dpref."""
-    rivals, judge = stories.groups().where(r.has_rivals), run.role("judge", base)
-    protocol = run.config.judge.protocol
-    judged = run.judge("judge", rivals, judge, r.rival_contest, protocol=protocol)
-    rows = rivals.join(judged, key="prompt_id")
-    return preferring(run, run.map("pairs", rows, r.preferred, Pair, why=NO_PAIRS), base, team)
+    most, judge = run.config.pool.per_answer, run.role("judge", run.base())
+    rivals = run.map("rivals", stories.groups(), r.rivals, Pair, most=most, least=0)
+    if not rivals.count:
+        return None
+    judged = run.judge("judge", rivals, judge, r.contest, protocol=run.config.judge.protocol)
+    pairs = run.map("pairs", rivals.join(judged, key="id"), r.preferred, Pair, least=0)
+    return preferring(run, pairs, start, team)
 
 
-def preferring(run: Run, pairs: Records[Pair], base: Policy, team: Team) -> Team:
-    """The reflector after a preference loss against the base."""
+def preferring(run: Run, pairs: Records[Pair], start: Policy, team: Team) -> Team | None:
+    """The reflector after a preference loss against itself; None where there are no pairs."""
+    if not pairs.count:
+        return None
     learn = run.config.dpo.to_dict()
     objective = {"loss": "dpo", "beta": learn.pop("beta")}
-    trained = run.train(pairs, base, objective=objective, learn=learn)
+    trained = run.train(pairs, start, objective=objective, learn=learn)
     return Team(team.generator, trained, team.corrector)
 
 
-def qa(run: Run, prompts: View, stories: View, base: Policy, team: Team) -> Team:
-    """The baseline: imitate the gold answers."""
-    trained = run.train(run.map("learn", prompts, gold_lesson, Example), base, objective=SFT)
-    return Team(trained, trained, trained)
-
-
 VARIANTS = {f.__name__: f for f in (one_stage, two_stage, dpo, dpo_pref, qa)}
-NO_PAIRS = "nothing to compare: raise pool.per_answer or prompts.n, or the judge abstained"
 
 
 def tested(run: Run, name: str, questions: Records[Prompt], team: Team) -> list[Records[Row]]:
     """What became of every held-out question at every later turn."""
-    c = run.config
-    if c.test.turns < 2:
+    c, how = run.config, run.config.test
+    if how.turns < 2:
         return []
-    greedy = sampling(temperature=0.0, max_new_tokens=c.test.max_new_tokens)
+    greedy = sampling(temperature=0.0, max_new_tokens=how.max_new_tokens)
     answer = greedy | c.evaluate.to_dict() | {"n": 1}
     first = run.ask("turn_1", questions, team.generator, question, answer)
     right = run.check(first, questions, name="check_1")
-    said = run.ask("verify", first.join(questions), team.corrector, r.verify_messages, greedy)
-    believed = run.map("believe", said.join(first), r.belief, Verdict)
-    links, outcomes = [first], []
-    for turn in range(2, c.test.turns + 1):
+    links, outcomes = [first, right], []
+    for turn in range(2, how.turns + 1):
         rows = (current := links[0]).join(questions)
+        word = run.ask(f"verify_{turn - 1}", rows, team.corrector, r.verify_messages, greedy)
+        links.insert(2, run.map(f"believe_{turn - 1}", word.join(current), r.belief, Verdict))
+        said, again = None, f"turn_{turn}"
         if team.whole:
-            later = run.ask(f"turn_{turn}", rows, team.reflector, r.whole_messages, answer)
-        elif c.test.reflection == "none":
-            later = run.ask(f"turn_{turn}", rows, team.corrector, revising(run, False), answer)
+            later = run.ask(again, rows, team.reflector, r.whole_messages, answer)
         else:
-            links.insert(0, reflections(run, turn, rows, team.reflector, greedy))
-            again = links[0].join(current).join(questions)
-            later = run.ask(f"turn_{turn}", again, team.corrector, revising(run), answer)
-        chain: View = later.join(run.check(later, questions, name=f"check_{turn}"))
-        for link in links:
-            chain = chain.join(link)
-        chain = chain.join(right).join(believed).join(questions)
-        what = partial(r.outcome, variant=name, turn=turn)
-        outcomes.append(run.map(f"outcome_{turn}", chain, what, Row))
+            fresh = (rows, team.reflector, r.reflect_messages, greedy)
+            said = r.reflections(run, f"reflect_{turn}", rows, how, fresh, every=True)
+            later = r.retried(run, again, said, current, questions, team.corrector, answer)
+        right = run.check(later, questions, name=f"check_{turn}")
+        links = [right, *links] if said is None else [right, said, *links]
+        story, what = r.chained(later, links), partial(r.outcome, variant=name, turn=turn)
+        outcomes.append(run.map(f"outcome_{turn}", story.join(questions), what, Row))
         links.insert(0, later)
     return outcomes
-
-
-def reflections(run: Run, turn: int, rows: View, reflector: Policy, how: Any) -> Records[Sample]:
-    """What is said about each answer: by the reflector now, or in a file."""
-    name, stored = f"reflect_{turn}", run.config.test.stored
-    if run.config.test.reflection != "stored":
-        return run.ask(name, rows, reflector, r.reflect_messages, how)
-    said = run.read(f"stored_{turn}", stored, r.stored_row, Row)
-    return run.map(name, rows, r.stored_reflection, Sample, given=said)

@@ -1,5 +1,7 @@
 """Reflection in words and in records: the instruction pool, the requests, what is curated.
 
+Pure functions of rows, and the two stages that making the data and testing have in common.
+
 The pool has 2 x 8 x 2 instructions with keys `v-e-p`: how to verify, which kind of error to look
 for, how concrete the plan is (ReflectEvo; the wording is ours).
 """
@@ -7,13 +9,20 @@ for, how concrete the plan is (ReflectEvo; the wording is ours).
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.task import STYLES
 from selfevo_jax.evolve.lessons import lesson
+from selfevo_jax.evolve.policy import Policy
+from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.settings import prompt_file
 from selfevo_jax.evolve.tables import gain, share
+from selfevo_jax.evolve.views import Records, View
 from selfevo_jax.judge.pairwise import Comparison, Contest
 from selfevo_jax.records import Example, Pair, Prompt, Row, Sample, Verdict
 
@@ -41,6 +50,16 @@ GUIDED, REVISE = prompt_file("reflect_guided"), prompt_file("reflect_revise")
 VERIFY_ANSWER = prompt_file("reflect_verify")
 KEYS = tuple("-".join(key) for key in itertools.product(VERIFY, FOCUS, PLAN))
 Messages = Sequence[Mapping[str, str]]
+ENDINGS = tuple(style.format(question="") for style in STYLES.values())  # what follows a question
+ALL_RIGHT = "every answer was right, there is nothing to reflect on: take harder questions"
+NONE_STORED = "no wrong answer is to a question of the file of reflections"
+LACKING = {  # what a variant that was not trained had too little of
+    "one_stage": "no reflection helped; raise prompts.n or pool.per_answer",
+    "two_stage": "no reflection helped; raise prompts.n or pool.per_answer",
+    "dpo": "of no answer one reflection helped and another did not; raise pool.per_answer",
+    "dpo_pref": "of no answer two reflections helped, or the judge preferred none",
+    "qa": "no question has a gold answer",
+}
 
 
 def drawn_keys(row: tuple[Any, ...], keys: Sequence[str], n: int, seed: int) -> list[str]:
@@ -99,13 +118,87 @@ def revise_messages(row: tuple[Any, ...], show_attempt: bool, reflected: bool) -
     return REVISE.fill({"before": before, "question": asked_of(prompt)})
 
 
-# A story is (revision, its verdict, reflection, answer, prompt).
+def check_settings(run: Run, variants: Sequence[str]) -> None:
+    """Refuses unknown words, and variants that learn from reflections where none are made."""
+    for section in ("generate", "test"):
+        source = run.config[section].reflection
+        run.check_choices(f"{section}.reflection", [source], ("fresh", "stored", "none"))
+        if source == "stored":
+            run.check_given(f"{section}.stored", "a file of questions and reflections on them")
+    run.check_between("generate.turns", 2)
+    reflects = run.config.generate.reflection != "none"
+    run.check_choices("variants", run.config.variants, variants if reflects else ("qa",))
+
+
+def learner(run: Run, reflector: Policy, base: Policy) -> Policy:
+    """Whom training starts from: a reflector bound as an adapter on the run's own base, else that.
+
+    Another model, or one on a server, cannot be trained here.
+    """
+    role = reflector.role
+    if role is None or not role.adapter or role.model not in ("", run.config.model):
+        return base
+    return replace(reflector, adapter=Path(role.adapter))
+
+
+def reflections(
+    run: Run,
+    name: str,
+    rows: View,
+    how: Mapping[str, Any],
+    fresh: tuple[View, Policy, Callable[..., Messages], Mapping[str, Any]],
+    most: int = 1,
+    every: bool = False,
+) -> Records[Sample] | None:
+    """What is said about each answer in rows (answer, prompt); None where nothing is.
+
+    `how.reflection`: by the reflector now, as `fresh` says (rows, who, request, sampling), or in
+    the file `how.stored`, see `stored_reflections`, or not at all.
+    """
+    if how["reflection"] != "stored":
+        return run.ask(name, *fresh) if how["reflection"] == "fresh" else None
+    known = run.read(f"{name}_stored", how["stored"], stored_row, Row)
+    found = partial(stored_reflections, most=most, every=every)
+    number = rows.count * most
+    return run.gather(name, rows, found, Sample, given=known, most=number, why=NONE_STORED)
+
+
+def retried(
+    run: Run,
+    name: str,
+    said: Records[Sample] | None,
+    answers: Records[Sample],
+    prompts: Records[Prompt],
+    policy: Policy,
+    how: Mapping[str, Any],
+) -> Records[Sample]:
+    """Another attempt after each thing said of an answer; at each answer where nothing was."""
+    show = run.config.show_attempt
+    wanted = partial(revise_messages, show_attempt=show, reflected=said is not None)
+    rows = answers if said is None else said.join(answers)
+    return run.ask(name, rows.join(prompts), policy, wanted, how)
+
+
+def chained(samples: Records[Sample], links: Iterable[Records]) -> View:
+    """Rows of a sample with what is linked to it: its verdict, what it followed, and so on."""
+    chain: View = samples
+    for link in links:
+        chain = chain.join(link)
+    return chain
+
+
+# A story is (revision, its verdict, reflection, answer, prompt); without reflections it has none.
 Story = tuple[Sample, Verdict, Sample, Sample, Prompt]
 
 
 def wrong(row: tuple[Sample, Verdict]) -> bool:
     """An answer that the task's checker calls wrong."""
     return not row[1].correct
+
+
+def answer_of(row: tuple[Sample, Verdict]) -> list[Sample]:
+    """The answer in a row."""
+    return [row[0]]
 
 
 def succeeded(story: Story) -> bool:
@@ -142,12 +235,13 @@ def whole_lesson(story: Story) -> list[Example]:
 def corpus_table(stories: Sequence[Story]) -> list[Row]:
     """What was gathered of each task, and of all: the statistics of ReflectEvo-460k.
 
-    questions: those answered wrong at first; reflections: on all of them; corrected: the share
-    after which the answer was right (D+); pairs: of D+-; the others are mean lengths in words.
+    questions: those answered wrong at first; reflections: on all wrong answers; corrected: the
+    share of later tries that were right (with reflections: D+); pairs: of D+-; the others are mean
+    lengths in words.
     """
     tasks: dict[str, list[Story]] = {}
     for story in stories:
-        tasks.setdefault(story[4].task, []).append(story)
+        tasks.setdefault(story[-1].task, []).append(story)
     everything = {"all tasks": list(stories)} if len(tasks) > 1 else {}
     return [
         Row.make(source_id=task, values={"task": task, **_corpus(found)})
@@ -158,16 +252,16 @@ def corpus_table(stories: Sequence[Story]) -> list[Row]:
 def _corpus(stories: Sequence[Story]) -> dict[str, Any]:
     texts = {
         "question": [asked_of(prompt) for *_, prompt in stories],
-        "answer_1": [answer.text for _, _, _, answer, _ in stories],
-        "reflection": [reflection.text for _, _, reflection, _, _ in stories],
+        "answer_1": [answer.text for *_, answer, _ in stories],
+        "reflection": [said.text for _, _, *between, _, _ in stories for said in between],
         "answer_2": [revision.text for revision, *_ in stories],
     }
     return {
         "questions": len({prompt.id for *_, prompt in stories}),
-        "reflections": len(stories),
+        "reflections": len(texts["reflection"]),
         "corrected": round(sum(map(succeeded, stories)) / len(stories), 4),
-        "pairs": len(helped_against_not(stories)),
-        **{name: _mean_words(found) for name, found in texts.items()},
+        "pairs": len(helped_against_not([story for story in stories if len(story) == 5])),
+        **{name: _mean_words(found) for name, found in texts.items() if found},
     }
 
 
@@ -202,34 +296,37 @@ def _said(story: Story) -> str:
     return story[2].text.strip()
 
 
-def rivals(stories: Sequence[Story]) -> list[tuple[Story, Story]]:
-    """Pairs of different reflections on one answer that both led to a right one: for a judge."""
-    found: list[tuple[Story, Story]] = []
+def rivals(stories: Sequence[Story]) -> list[Pair]:
+    """Pairs of different reflections on one answer that both led to a right one: for a judge.
+
+    Each reflection is in one pair at most; which side it is on says nothing yet.
+    """
+    found: list[Pair] = []
     for told in _by_answer(stories):
         different = list({_said(story): story for story in told if succeeded(story)}.values())
-        found += zip(different[::2], different[1::2], strict=False)
+        found += map(reflection_pair, different[::2], different[1::2])
     return found
 
 
-def preferred(row: tuple[list[Story], Comparison]) -> list[Pair]:
+def contest(pair: Pair) -> Contest:
+    """Two rivals as a judge sees them."""
+    return Contest("", pair.prompt[-1]["content"], pair.chosen, pair.rejected)
+
+
+def preferred(row: tuple[Pair, Comparison]) -> list[Pair]:
     """Dpref: the reflection that the judge prefers; nothing where it sees no difference."""
-    stories, verdict = row
-    first, second = rivals(stories)[0]
-    if verdict.verdict == "first":
-        return [reflection_pair(first, second)]
-    return [reflection_pair(second, first)] if verdict.verdict == "second" else []
+    pair, judged = row
+    if judged.verdict == "first":
+        return [pair]
+    return [_turned(pair)] if judged.verdict == "second" else []
 
 
-def rival_contest(stories: list[Story]) -> Contest:
-    """The first two rivals of a group as a judge sees them."""
-    first, second = rivals(stories)[0]
-    asked = reflect_messages((first[3], first[4]))[-1]["content"]
-    return Contest("", asked, first[2].text, second[2].text)
-
-
-def has_rivals(stories: list[Story]) -> bool:
-    """Whether there is something to judge."""
-    return bool(rivals(stories))
+def _turned(pair: Pair) -> Pair:
+    """The opposite preference."""
+    return Pair.make(
+        prompt_id=pair.prompt_id, chosen_id=pair.rejected_id, rejected_id=pair.chosen_id,
+        prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen,
+    )  # fmt: skip
 
 
 def reflection_pair(chosen: Story, rejected: Story) -> Pair:
@@ -245,27 +342,49 @@ def reflection_pair(chosen: Story, rejected: Story) -> Pair:
     )
 
 
-def stored_reflection(row: tuple[Sample, Prompt], stored: Sequence[Row]) -> list[Sample]:
-    """The reflection that a file has for the question of a row (answer, prompt), if it has one."""
-    answer, prompt = row
-    for found in stored:
-        if found.values["question"].strip() in asked_of(prompt):
-            return [Sample.make(
-                prompt_id=prompt.id, parent_id=answer.id, text=found.values["reflection"],
-                tokens=(), logps=(), finish="stop", seed=0, policy="stored",
-            )]  # fmt: skip
-    return []
+def stored_reflections(
+    rows: Sequence[tuple[Sample, Prompt]], stored: Sequence[Row], most: int, every: bool
+) -> list[Sample]:
+    """The first `most` reflections that a file has for the question of each row (answer, prompt).
+
+    With `every`, rows without one are a UserError; else they give nothing.
+    """
+    known: dict[str, dict[str, None]] = {}
+    for row in stored:
+        known.setdefault(row.values["question"].strip(), {})[row.values["reflection"]] = None
+    found = [list(_stored(known, asked_of(prompt)))[:most] for _, prompt in rows]
+    lacking = [prompt for (_, prompt), texts in zip(rows, found, strict=True) if not texts]
+    if every and lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(rows)} questions have no stored reflection, the first is "
+            f"{asked_of(lacking[0])[:60]!r}: give one for each, or have fresh ones"
+        )
+    return [
+        Sample.make(
+            prompt_id=prompt.id, parent_id=answer.id, text=text, tokens=(), logps=(),
+            finish="stop", seed=0, policy="stored",
+        )
+        for (answer, prompt), texts in zip(rows, found, strict=True)
+        for text in texts
+    ]  # fmt: skip
+
+
+def _stored(known: Mapping[str, Iterable[str]], question: str) -> Iterable[str]:
+    """What is known of the very question, as it is asked or without the ending of its style."""
+    for ending in ENDINGS:
+        bare = question.removesuffix(ending).strip() if question.endswith(ending) else None
+        if bare in known:
+            return known[bare]
+    return ()
 
 
 def stored_row(row: Mapping[str, Any]) -> Row:
     """A row of a file of reflections: {question, reflection}, or a published one of D+."""
-    text = row.get("reflection", row.get("reflections"))
+    text, question = row.get("reflection", row.get("reflections")), row.get("question")
     text = text[-1] if isinstance(text, list) and text else text
-    if not isinstance(text, str) or not isinstance(row.get("question"), str):
+    if not isinstance(text, str) or not isinstance(question, str) or not question.strip():
         raise UserError(f"a stored reflection needs question and reflection: {str(row)[:80]}")
-    return Row.make(
-        source_id=row["question"], values={"question": row["question"], "reflection": text}
-    )
+    return Row.make(source_id=question, values={"question": question, "reflection": text})
 
 
 def belief(row: tuple[Sample, Sample]) -> list[Verdict]:
@@ -278,29 +397,38 @@ def belief(row: tuple[Sample, Sample]) -> list[Verdict]:
 
 
 def outcome(row: tuple[Any, ...], variant: str, turn: int) -> list[Row]:
-    """Of one question: right at turn 1, right at this turn, and whether turn 1 was believed.
+    """Of one question: right at turn 1 (`first`), at this turn (`later`), at any so far (`ever`).
 
-    row: (revision, its verdict, ..., first answer, its verdict, belief in it, prompt).
+    `verified`: right where one stops at the first answer that is believed. row: this turn's answer
+    and its verdict; answer, verdict and belief of each turn before it, the last one first, and what
+    was said between them; the prompt.
     """
-    _, second, *_, first, believed, prompt = row
-    values = {"variant": variant, "turn": turn, "first": first.correct, "later": second.correct}
-    values |= {"believed": believed.correct, "unread": believed.parsed is None}
-    return [Row.make(source_id=prompt.id, values=values)]
+    marks = [part for part in row if isinstance(part, Verdict)]
+    right = [mark.correct for mark in (marks[0], *marks[1::2])][::-1]
+    beliefs = marks[2::2][::-1]
+    stopped = (was for was, belief in zip(right, beliefs, strict=False) if belief.correct)
+    values = {"variant": variant, "turn": turn, "first": right[0], "later": right[-1]}
+    values |= {"ever": any(right), "verified": next(stopped, right[-1])}
+    values["unread"] = sum(belief.parsed is None for belief in beliefs)
+    return [Row.make(source_id=row[-1].id, values=values)]
 
 
-def turns_table(rows: Sequence[Row], oracle: bool) -> list[Row]:
+def turns_table(rows: Sequence[Row], oracle: bool, variants: Sequence[str] = ()) -> list[Row]:
     """Accuracy at turn 1 and later, without and with self-verification, and the flips. `unread`
     verifications said neither yes nor no, and were taken for no.
 
     `oracle` adds what a checker at test time would give, who lets right answers stand: a bound that
-    cannot fall below turn 1, never the result.
+    cannot fall from turn to turn, never the result. `variants` without rows were not trained.
     """
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row.values["variant"], row.values["turn"]), []).append(row.values)
+    tested = {variant for variant, _ in groups}
+    untrained = [{"variant": v, "not_trained": LACKING[v]} for v in variants if v not in tested]
+    found = [_turns(*named, values, oracle) for named, values in groups.items()]
     return [
-        Row.make(source_id=f"{variant}/{turn}", values=_turns(variant, turn, found, oracle))
-        for (variant, turn), found in groups.items()
+        Row.make(source_id=f"{values['variant']}/{values.get('turn', 0)}", values=values)
+        for values in (*found, *untrained)
     ]
 
 
@@ -308,19 +436,26 @@ def _turns(
     variant: str, turn: int, found: Sequence[Mapping[str, Any]], oracle: bool
 ) -> dict[str, Any]:
     n = len(found)
-    verified = [(v["first"], v["first"] if v["believed"] else v["later"]) for v in found]
     values = {
         "variant": variant,
         "turn": turn,
         "n": n,
         **share("acc_t1", sum(v["first"] for v in found), n),
         **share("acc", sum(v["later"] for v in found), n),
-        **gain([(v["first"], v["later"]) for v in found]),
-        "acc_self_verified": sum(later for _, later in verified) / n,
+        **_gain("gain", found, "later"),
+        **share("acc_self_verified", sum(v["verified"] for v in found), n),
+        **_gain("gain_self_verified", found, "verified"),
         "unread": sum(v["unread"] for v in found),
         "right_to_wrong": sum(v["first"] and not v["later"] for v in found),
         "wrong_to_right": sum(v["later"] and not v["first"] for v in found),
     }
     if oracle:
-        values["acc_oracle"] = sum(v["first"] or v["later"] for v in found) / n
+        values |= share("acc_oracle", sum(v["ever"] for v in found), n)
+        values |= _gain("gain_oracle", found, "ever")
     return values
+
+
+def _gain(name: str, found: Sequence[Mapping[str, Any]], after: str) -> dict[str, float]:
+    """What `after` gained over turn 1, with its paired interval."""
+    gained = gain([(v["first"], v[after]) for v in found])
+    return {key.replace("gain", name, 1): value for key, value in gained.items()}

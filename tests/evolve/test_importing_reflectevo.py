@@ -39,6 +39,9 @@ COMPARED = ASKED | {
     "reflection_rejected": "All was fine.",
     "reason_prompt": "try", "reflection_prompt": "look back",
 }  # fmt: skip
+PREFERRED = COMPARED | {
+    "second_trial_reasoning_rejected": "A, I think.", "second_trial_answer_rejected": "a"
+}  # fmt: skip
 
 
 def file_of(tmp_path, *rows, name="rows.jsonl"):
@@ -101,9 +104,65 @@ def test_raw_rows_go_round(tmp_path):
     assert (rows[1]["id"], rows[1]["test_list"]) == ("x", ["assert f(1) == 2"])
 
 
-@pytest.mark.parametrize(("row", "shape"), [(D_PLUS, "d_plus"), (COMPARED, "d_plus_minus")])
+@pytest.mark.parametrize(
+    ("row", "shape"), [(D_PLUS, "d_plus"), (COMPARED, "d_plus_minus"), (PREFERRED, "d_pref")]
+)
 def test_training_sets_go_round_to_the_field(tmp_path, row, shape):
     assert rewritten(tmp_path, file_of(tmp_path, row), shape) == [row]
+
+
+@pytest.mark.parametrize(
+    ("gold", "chosen", "rejected", "right"),
+    [
+        ("a", "A", " a", True), ("a", "A", "B", False), ("a", "A", "", False),
+        ("\\frac{1}{2}", "0.5", "1/2", True), ("5", "5", "-5", False), ("x", "-x", "x ", True),
+    ],
+)  # fmt: skip
+def test_a_preference_is_of_the_set_that_its_rejected_answer_says(
+    tmp_path, capsys, gold, chosen, rejected, right
+):
+    """Dpref where the rejected reflection led to a right answer too, else D+-; never in both."""
+    answers = {"second_trial_answer_chosen": chosen, "second_trial_answer_rejected": rejected}
+    path = file_of(tmp_path, COMPARED | {"answer": gold} | answers)
+    told = {s.id: s.parent_id for s in records(path, Sample)}
+    (pair,) = records(path, Pair)
+    marks = {told[v.sample_id]: v.correct for v in records(path, Verdict)}
+    assert (marks[pair.chosen_id], marks[pair.rejected_id]) == (True, right)
+    shapes = ["d_plus_minus", "d_pref"]
+    (row,) = rewritten(tmp_path, path, shapes.pop(right))
+    assert row["second_trial_answer_rejected"] == rejected
+    out = f"--out={tmp_path / 'none.jsonl'}"
+    assert cli.main(["import", "--format=reflectevo", str(path), f"--to={shapes[0]}", out]) == 2
+    assert "{'pairs of the other set': 1}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["d_plus_minus", "d_pref"])
+def test_code_that_differs_says_nothing_of_the_set(tmp_path, shape):
+    """Other code may be right too: the set is the one that is asked for."""
+    code = {"second_trial_answer_chosen": "def f():\n    return 1"}
+    row = COMPARED | code | {"second_trial_answer_rejected": "def f():\n    return 2"}
+    path = file_of(tmp_path, row)
+    assert len(records(path, Verdict)) == 2
+    assert rewritten(tmp_path, path, shape) == [row]
+
+
+def test_trials_of_later_turns_go_round(tmp_path):
+    """A third trial hangs below the reflection on the second; without reflections, below it."""
+    third = trial(3, "A", True, ["All was fine.", "It was not."])
+    unaided = [trial(2, "B", False), trial(3, "A", True)]
+    rows = [RAW | {"output": [FIRST, FAILED, third]}, RAW | {"id": 3, "question": "Q?", "output": [
+        FIRST, *unaided]}]  # fmt: skip
+    path = file_of(tmp_path, *rows)
+    first, said, second, again, last, *_ = records(path, Sample)
+    parents = [sample.parent_id for sample in (said, second, again, last)]
+    assert parents == [first.id, said.id, second.id, again.id]
+    written = rewritten(tmp_path, path, "raw")
+    assert [[t["trial"] for t in row["output"]] for row in written] == [[1, 2, 3], [1, 2, 3]]
+    assert written[0]["output"][2]["reflections"] == ["All was fine.", "It was not."]
+    again = file_of(tmp_path, *written, name="again.jsonl")
+    assert list(read_file("reflectevo", again)) == list(read_file("reflectevo", path))
+    (plus,) = rewritten(tmp_path, path, "d_plus", "plus.jsonl")
+    assert (plus["first_trial_answer"], plus["reflections"]) == ("B", "It was not.")
 
 
 def test_rows_of_one_question_share_its_records(tmp_path):

@@ -1,10 +1,14 @@
 """ReflectEvo in miniature: what is curated, what is trained, and a test without an oracle."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate.reasoning_gym import ReasoningGymTask
 from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.importing.writing import write_shape
 from selfevo_jax.evolve.progress import Progress
@@ -13,18 +17,27 @@ from selfevo_jax.evolve.reflection import (
     REFLECT,
     WHOLE,
     belief,
+    corpus_table,
     drawn_keys,
-    has_rivals,
     helped_against_not,
+    outcome,
     preferred,
+    reflect_messages,
+    revise_messages,
+    rivals,
+    stored_reflections,
+    stored_row,
     turns_table,
     whole_messages,
 )
 from selfevo_jax.judge.pairwise import Comparison
 from selfevo_jax.records import Prompt, Row, Sample, Verdict
+from selfevo_jax.sample.protocol import Request, SamplingParams
 from selfevo_jax.text.render import render_example, render_prompt
 
 COMPUTE = {"dtype": "float32", "remat": "none", "mesh": "1,-1,1", "slots": 8, "max_length": 512}
+# A random model says again what it read last, "(": with this for a label it does not abstain.
+TINY_JUDGE = (Path(__file__).parents[2] / "configs" / "refeval_tiny_judge.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -99,21 +112,38 @@ def test_every_held_out_answer_is_tried_again_with_no_word_of_its_verdict(run):
     assert not any("acc_oracle" in row for row in rows)
 
 
+def text(parent: Prompt | Sample, what: str, prompt: Prompt) -> Sample:
+    return Sample.make(
+        prompt_id=prompt.id, parent_id=parent.id, text=what, tokens=(1,), logps=(0.0,),
+        finish="stop", seed=0, policy="base",
+    )  # fmt: skip
+
+
+def marked(sample: Sample, correct: bool, parsed: str | None = "x") -> Verdict:
+    return Verdict.make(sample_id=sample.id, score=float(correct), correct=correct, parsed=parsed)
+
+
+def asked(question: str = "?", answer: str | None = "1") -> Prompt:
+    turn = {"role": "user", "content": question}
+    return Prompt.make(task="t", messages=(turn,), answer=answer)
+
+
+def outcome_of(name: str, right: list[bool], believed: list[bool | None], turn: int) -> Row:
+    """What a test keeps of a question: right at each turn, and which answers were believed."""
+    prompt = asked(name)
+    answers = [text(prompt, f"{n}", prompt) for n in range(turn)]
+    told = text(answers[0], "said", prompt)
+    row = [answers[-1], marked(answers[-1], right[turn - 1])]
+    for n in reversed(range(turn - 1)):
+        word = None if believed[n] is None else "yes" if believed[n] else "no"
+        row += [told, answers[n], marked(answers[n], right[n])]
+        row.append(marked(answers[n], bool(believed[n]), word))
+    (found,) = outcome((*row, prompt), "v", turn)
+    return found
+
+
 def outcomes(*flags: tuple[bool, bool, bool]) -> list[Row]:
-    return [
-        Row.make(
-            source_id=str(n),
-            values={
-                "variant": "v",
-                "turn": 2,
-                "first": a,
-                "later": b,
-                "believed": c,
-                "unread": False,
-            },
-        )
-        for n, (a, b, c) in enumerate(flags)
-    ]
+    return [outcome_of(str(n), [a, b], [c], 2) for n, (a, b, c) in enumerate(flags)]
 
 
 def test_accuracy_at_turn_2_can_fall():
@@ -126,6 +156,36 @@ def test_accuracy_at_turn_2_can_fall():
     assert found["acc_self_verified"] == 0.75 and "acc_oracle" not in found
     (bound,) = [row.values for row in turns_table(rows, oracle=True)]
     assert bound["acc_oracle"] == 1.0
+
+
+def test_oracle_and_self_verification_stop_at_a_turn_and_stay_there():
+    """Wrong, right, wrong: the bound of three turns is that of two; a believed answer is kept."""
+    cases = [
+        ([False, True, False], [False, False]), ([False, True, False], [False, True]),
+        ([False, False, True], [True, False]), ([True, False, False], [False, None]),
+    ]  # fmt: skip
+    rows = [outcome_of(str(n), *case, turn=turn) for turn in (2, 3) for n, case in enumerate(cases)]
+    two, three = [row.values for row in turns_table(rows, oracle=True)]
+    assert (two["turn"], two["acc"], two["acc_self_verified"], two["acc_oracle"]) == (
+        2,
+        0.5,
+        0.5,
+        0.75,
+    )
+    # By hand: the second keeps its right answer of turn 2, the third its wrong one of turn 1.
+    assert (three["turn"], three["acc"], three["acc_self_verified"]) == (3, 0.25, 0.25)
+    assert three["acc_oracle"] == 1.0 and (two["unread"], three["unread"]) == (0, 1)
+
+
+def test_every_delta_has_its_paired_interval():
+    rows = outcomes(*[(False, True, False)] * 3, *[(True, False, True)] * 2, (True, True, False))
+    (found,) = [row.values for row in turns_table(rows, oracle=True)]
+    plain = [found[name] for name in ("gain", "gain_self_verified", "gain_oracle")]
+    assert plain == pytest.approx([1 / 6, 3 / 6, 3 / 6])
+    for name in ("gain", "gain_self_verified", "gain_oracle"):
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+    assert found["gain_self_verified_low"] > found["gain_low"]
+    assert not any("oracle" in name for name in turns_table(rows, oracle=False)[0].values)
 
 
 def test_training_and_test_use_one_template_and_one_role(run):
@@ -181,33 +241,86 @@ labels: a, b
 """
 
 
-def test_a_judge_that_abstains_gives_no_pairs(method, tmp_path):
-    """No coin is thrown: a random model puts too little on both labels, and that is a failure."""
+def test_a_variant_with_nothing_to_learn_is_left_out_and_the_others_go_on(method, tmp_path):
+    """A judge that abstains throws no coin: there are no pairs, and the table says so."""
     (tmp_path / "short.txt").write_text(JUDGE)
     run = method("judged")
     more = ("prompts.n=100", "revise.max_new_tokens=16")  # some answers come right by chance
-    with pytest.raises(UserError, match="0 records and needs 1: .* or the judge"):
-        run("variants=('dpo_pref',)", f"judge.protocol={tmp_path / 'short.txt'}", *more)
+    named = "variants=('dpo_pref','qa')"
+    said = run(named, f"judge.protocol={tmp_path / 'short.txt'}", *more)
     verdicts = run.rows("round_01/dpo_pref.judge")
     assert {verdict["verdict"] for verdict in verdicts} == {"failure"}
     assert all(len(verdict["ballots"]) == 2 for verdict in verdicts)
+    assert "dpo_pref is not trained: of no answer two reflections helped, or the judge" in said
+    assert not list(run.workdir.glob("round_01/dpo_pref.t*"))
+    table = {row["values"]["variant"]: row["values"] for row in run.rows("round_01/table")}
+    assert list(table) == ["untrained", "qa", "dpo_pref"] and table["qa"]["n"] == 4
+    assert "the judge preferred none" in table["dpo_pref"]["not_trained"]
+    before = (run.workdir / "run.json").read_bytes()
+    again = run(named, f"judge.protocol={tmp_path / 'short.txt'}", *more)
+    assert "runs again" not in again and "dpo_pref is not trained" in again
+    assert (run.workdir / "run.json").read_bytes() == before  # with the same plan
 
 
-def story(text: str, correct: bool, answer: str = "7") -> tuple:
+def test_no_reflection_that_helped_trains_no_reflector(method):
+    """Three reflections of which none helps: every variant but the baseline is left out."""
+    run = method("helpless")
+    said = run("prompts.n=3", "pool.per_answer=1", "answer.max_new_tokens=1")
+    assert not any(row["correct"] for row in run.rows("round_01/check_revise"))
+    rows = [row["values"] for row in run.rows("round_01/table")]
+    assert [row["variant"] for row in rows if "n" in row] == ["untrained", "qa"]
+    untaught = [row["variant"] for row in rows if "not_trained" in row]
+    assert untaught == ["one_stage", "two_stage", "dpo"]
+    assert all(f"{name} is not trained" in said for name in untaught)
+
+
+def test_where_every_answer_is_right_the_run_says_so(method, monkeypatch):
+    """What leaves nothing to reflect on is named: it is no stage that gave nothing."""
+    monkeypatch.setattr(ReasoningGymTask, "_score", lambda self, entry, parsed: 1.0)
+    monkeypatch.setattr(ReasoningGymTask, "_parse", lambda self, entry, text: "1")
+    with pytest.raises(UserError, match="every answer was right, there is nothing to reflect on"):
+        method("easy")("prompts.n=2", "test.turns=1")
+
+
+def test_the_judge_s_choice_is_what_dpo_pref_learns(method, tmp_path):
+    """All rivals are judged, also further ones on one answer; a judge with a word decides."""
+    run, judge = method("preferring"), tmp_path / "judge.txt"
+    judge.write_text(TINY_JUDGE.replace(" reference,", "").replace("Reference: {reference}\n", ""))
+    more = ("prompts.n=12", "pool.per_answer=32", "revise.n=3")
+    run("variants=('dpo_pref',)", f"judge.protocol={judge}", *more)
+    right = {row["sample_id"] for row in run.rows("round_01/check_revise") if row["correct"]}
+    helped = {row["parent_id"] for row in run.rows("round_01/revise") if row["id"] in right}
+    reflections = by_id(run, "round_01/reflect")
+    rivals = by_id(run, "round_01/dpo_pref.rivals")
+    about = [reflections[row["chosen_id"]]["parent_id"] for row in rivals.values()]
+    assert len(set(about)) < len(about)  # several pairs of rivals on one answer
+    decided = {}
+    for row in run.rows("round_01/dpo_pref.judge"):
+        sides = [rivals[row["item_id"]][side] for side in ("chosen_id", "rejected_id")]
+        assert set(sides) <= helped and len({reflections[one]["parent_id"] for one in sides}) == 1
+        if row["verdict"] in ("first", "second"):
+            decided[frozenset(sides)] = sides[0 if row["verdict"] == "first" else 1]
+    assert len(run.rows("round_01/dpo_pref.judge")) == len(rivals)
+    pairs = run.rows("round_01/dpo_pref.pairs")
+    found = {frozenset((row["chosen_id"], row["rejected_id"])): row["chosen_id"] for row in pairs}
+    assert found == decided and len(pairs) > 1
+    for row in pairs:
+        assert row["chosen"] == reflections[row["chosen_id"]]["text"].strip()
+    assert (run.workdir / "round_01/dpo_pref.train/adapter").is_dir()
+    (last,) = [row["values"] for row in run.rows("round_01/table")][1:]
+    assert (last["variant"], last["n"]) == ("dpo_pref", 4)
+    assert {row["policy"] for row in run.rows("round_01/dpo_pref.reflect_2")} == {
+        "dpo_pref.round_01"
+    }
+
+
+def story(said: str, correct: bool, answer: str = "7") -> tuple:
     """One reflection on one answer, and what came of it."""
-    prompt = Prompt.make(task="t", messages=({"role": "user", "content": "?"},), answer="1")
-
-    def said(parent, what):
-        return Sample.make(
-            prompt_id=prompt.id, parent_id=parent.id, text=what, tokens=(1,), logps=(0.0,),
-            finish="stop", seed=0, policy="base",
-        )  # fmt: skip
-
-    first = said(prompt, answer)
-    reflection = said(first, text)
-    revision = said(reflection, "1")
-    verdict = Verdict.make(sample_id=revision.id, score=1.0, correct=correct, parsed="1")
-    return revision, verdict, reflection, first, prompt
+    prompt = asked()
+    first = text(prompt, answer, prompt)
+    reflection = text(first, said, prompt)
+    revision = text(reflection, "1", prompt)
+    return revision, marked(revision, correct), reflection, first, prompt
 
 
 def judged(verdict: str) -> Comparison:
@@ -221,10 +334,16 @@ def test_pairs_prefer_what_helped_and_what_the_judge_prefers():
     one, two, bad = story("one", True), story("two", True), story("bad", False)
     (pair,) = helped_against_not([one, two, bad, bad])
     assert (pair.chosen, pair.rejected) == ("one", "bad")
-    assert has_rivals([one, bad, two]) and not has_rivals([one, one, bad])
-    for verdict, chosen in (("first", ["one"]), ("second", ["two"]), ("tie", []), ("failure", [])):
-        pairs = preferred(([one, bad, two], judged(verdict)))
-        assert [pair.chosen for pair in pairs] == chosen
+    assert rivals([one, one, bad]) == []
+    (met,) = rivals([one, bad, two])
+    first, second = [("one", "two")], [("two", "one")]
+    for verdict, wanted in (("first", first), ("second", second), ("tie", []), ("failure", [])):
+        pairs = preferred((met, judged(verdict)))
+        assert [(pair.chosen, pair.rejected) for pair in pairs] == wanted
+        assert {pair.chosen_id for pair in pairs} <= {met.chosen_id, met.rejected_id}
+    assert preferred((met, judged("second")))[0].chosen_id == met.rejected_id
+    several = [story(f"{n}", True) for n in range(5)]
+    assert [(p.chosen, p.rejected) for p in rivals(several)] == [("0", "1"), ("2", "3")]
 
 
 def test_killed_and_gone_on_with_it_is_the_same(method, content_of):
@@ -240,7 +359,7 @@ def test_pairs_are_of_one_answer_and_of_different_words():
     other; the same words are never on both sides."""
     first, second = story("helps", True, answer="7"), story("does not", False, answer="8")
     assert helped_against_not([first, second]) == []
-    assert not has_rivals([first, story("too", True, answer="8")])
+    assert rivals([first, story("too", True, answer="8")]) == []
     both = [story("same", True), story(" same ", False), story("bad", False)]
     assert helped_against_not(both) == []
     (pair,) = helped_against_not([*both, story("good", True)])
@@ -258,3 +377,217 @@ def test_a_belief_is_a_word_and_what_is_none_is_counted(said, believed, parsed):
     (_, _, reflection, answer, _) = story(said, True)
     (found,) = belief((reflection, answer))
     assert (found.correct, found.parsed) == (believed, parsed)
+
+
+def engine(source: str = "random:tiny?seed=0"):
+    return JaxModel(source, COMPUTE, Progress()).generator(None)
+
+
+def said_again(generator, requests: dict[str, tuple], samples: dict[str, Sample]) -> None:
+    """A model says the same to requests id -> (messages, seed, temperature, room), as surely."""
+    wanted = [
+        Request(name, messages, SamplingParams(temperature=heat, max_new_tokens=room), seed)
+        for name, (messages, seed, heat, room) in requests.items()
+    ]
+    done = {reply.id: reply for reply in generator.generate(wanted)}
+    assert {name: reply.text for name, reply in done.items()} == {
+        name: samples[name].text for name in requests
+    }
+    # A random model may say the same to another request, but not with the same probabilities.
+    for name, reply in done.items():
+        assert tuple(reply.logps) == pytest.approx(samples[name].logps, abs=2e-4)
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_generator_and_reflector_are_bound_separately_and_the_attempt_is_shown_or_not(method, show):
+    """Every reply is said again by the model that was bound, to the request that it stands for."""
+    run = method(f"bound {show}")
+    bound = {"generator": "random:tiny?seed=1", "reflector": "random:tiny?seed=2"}
+    run(
+        *(f"roles.{role}.model={model}" for role, model in bound.items()), f"show_attempt={show}",
+        "variants=('two_stage',)", "pool.per_answer=4", "prompts.n=40", "revise.max_new_tokens=16",
+    )  # fmt: skip
+    prompts = {k: Prompt.from_json(row) for k, row in by_id(run, "round_01/prompts").items()}
+    answers = {k: Sample.from_json(row) for k, row in by_id(run, "round_01/answer").items()}
+    told = {k: Sample.from_json(row) for k, row in by_id(run, "round_01/reflect").items()}
+    revised = {k: Sample.from_json(row) for k, row in by_id(run, "round_01/revise").items()}
+    assert {s.policy for s in (*answers.values(), *revised.values())} == {"generator"}
+    assert {s.policy for s in told.values()} == {"reflector"}
+    asked = {}
+    for name, again in list(revised.items())[:12]:
+        reflection = told[again.parent_id]
+        row = (reflection, answers[reflection.parent_id], prompts[again.prompt_id])
+        asked[name] = (revise_messages(row, show, True), again.seed, 1.0, 16)
+        assert ("Attempt:" in asked[name][0][-1]["content"]) == show
+    said_again(engine(bound["generator"]), asked, revised)
+    tested = {
+        k: Sample.from_json(row) for k, row in by_id(run, "round_00/untrained.reflect_2").items()
+    }
+    first = {k: Sample.from_json(row) for k, row in by_id(run, "round_00/untrained.turn_1").items()}
+    held = {k: Prompt.from_json(row) for k, row in by_id(run, "round_00/held_out").items()}
+    asked = {
+        s.id: (reflect_messages((first[s.parent_id], held[s.prompt_id])), s.seed, 0.0, 6)
+        for s in tested.values()
+    }
+    said_again(engine(bound["reflector"]), asked, tested)
+    lessons = run.rows("round_01/two_stage.learn_2")
+    assert lessons and all(("Attempt:" in row["prompt"][-1]["content"]) == show for row in lessons)
+
+
+def published(source: Path, shape: str, folder: Path) -> list[dict]:
+    """What `selfevo import --to` writes."""
+    path = folder / f"{source.name}.{shape}.jsonl"
+    write_shape(source, shape, path)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_published_shapes_hold_the_requests_that_were_made(run, tmp_path):
+    """Asked again as written, the model says the same: no request is another one."""
+    answers, told = by_id(run, "round_01/answer"), by_id(run, "round_01/reflect")
+    revised = {row["parent_id"]: row for row in run.rows("round_01/revise")}
+    by_text = {(answers[row["parent_id"]]["prompt_id"], row["text"]): row for row in told.values()}
+    asked, wanted = {}, {}
+
+    def ask(request: str, row: dict, heat: float, room: int) -> None:
+        asked[row["id"]] = ([{"role": "user", "content": request}], row["seed"], heat, room)
+        wanted[row["id"]] = Sample.from_json(row)
+
+    plus = published(run.workdir, "d_plus", tmp_path)
+    assert len(plus) == len(run.rows("round_01/two_stage.learn"))
+    for row in plus:
+        reflection = by_text[row["id"], row["reflections"]]
+        ask(row["reflect_prompt"], reflection, 0.8, 6)
+        ask(row["reason_prompt"][0], answers[reflection["parent_id"]], 0.0, 4)
+        ask(row["reason_prompt"][1], revised[reflection["id"]], 1.0, 8)
+    (row, *_) = published(run.workdir, "raw", tmp_path)
+    assert len(row["output"]) == 9
+    for trial in row["output"][1:]:
+        reflection = by_text[row["id"], trial["reflections"][-1]]
+        ask(trial["reflection_prompt"], reflection, 0.8, 6)
+        ask(trial["reason_prompt"], revised[reflection["id"]], 1.0, 8)
+    assert len(wanted) > 18
+    said_again(engine(), asked, wanted)
+
+
+def test_a_bound_adapter_is_what_is_trained_further(run, method):
+    """An adapter of an earlier run reflects, and every variant but the baseline starts from it."""
+    again, before = method("further"), run.workdir / "round_01/one_stage.train/adapter"
+    again(f"roles.reflector.adapter={before}", "variants=('two_stage','dpo','qa')", "dpo.lr=1e-4")
+    role = json.loads((again.workdir / "run.json").read_text())["roles"]["reflector"]
+    told = {row["policy"] for row in again.rows("round_01/reflect")}
+    assert told == {"reflector"} and role["from"] == str(before)
+
+    def start(stage: str) -> str:
+        sealed = json.loads((again.workdir / f"round_01/{stage}/stage.json").read_text())
+        return sealed["stage"]["inputs"]["start"]
+
+    assert {start("two_stage.train"), start("dpo.train")} == {role["hash"]}
+    assert start("qa.train") not in (role["hash"], start("two_stage.train_2"))
+    (first, *_) = (again.workdir / "round_01/dpo.train/metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    made = load_file(again.workdir / "round_01/dpo.train/adapter/adapter_model.safetensors")
+    known = load_file(before / "adapter_model.safetensors")
+    near = {name: abs(made[name] - known[name]).max() for name in made if "lora_B" in name}
+    assert all(abs(known[name]).max() > 0 for name in near)  # a fresh adapter has none
+    assert max(near.values()) < 0.5 * max(abs(known[name]).max() for name in near)
+    with pytest.raises(UserError, match="give its rank and targets in lora"):
+        again(f"roles.reflector.adapter={before}", "variants=('dpo',)", "lora.rank=3")
+
+
+def test_what_is_still_wrong_is_reflected_on_again(method, tmp_path):
+    """Generation in three turns: the stories of both later ones are what is learned."""
+    run = method("three turns")
+    run("generate.turns=3", "prompts.n=6", "pool.per_answer=8", "revise.max_new_tokens=16",
+        "variants=('two_stage','dpo')")  # fmt: skip
+    second, third = by_id(run, "round_01/revise"), by_id(run, "round_01/revise_3")
+    right = {
+        row["sample_id"]
+        for name in ("check_revise", "check_revise_3")
+        for row in run.rows(f"round_01/{name}") if row["correct"]
+    }  # fmt: skip
+    again = by_id(run, "round_01/reflect_3")
+    assert {row["parent_id"] for row in again.values()} == set(second) - right
+    assert {row["parent_id"] for row in third.values()} == set(again)
+    helped = [row["parent_id"] for row in (*second.values(), *third.values()) if row["id"] in right]
+    assert set(helped) & set(again)  # also in the third turn
+    assert [row["source_id"] for row in run.rows("round_01/two_stage.learn")] == helped
+    (corpus,) = [row["values"] for row in run.rows("round_01/corpus")]
+    assert corpus["reflections"] == len(second) + len(third)
+    told = by_id(run, "round_01/reflect") | again
+    for pair in run.rows("round_01/dpo.pairs"):
+        assert told[pair["chosen_id"]]["parent_id"] == told[pair["rejected_id"]]["parent_id"]
+    write_shape(run.workdir, "raw", tmp_path / "raw.jsonl")
+    (row, *_) = [json.loads(line) for line in (tmp_path / "raw.jsonl").read_text().splitlines()]
+    assert {len(t["reflections"]) + 1 for t in row["output"]} == {1, 2, 3}
+    assert all(t["trial"] == len(t["reflections"]) + 1 for t in row["output"])
+    plus = [published(place, "d_plus", tmp_path) for place in (run.workdir, tmp_path / "raw.jsonl")]
+    found = [[(r["reflections"], r["second_trial_reasoning"]) for r in rows] for rows in plus]
+    assert found[0] == found[1] and len(found[0]) == len(helped)
+
+
+def test_generation_without_reflections_is_a_corpus_of_second_tries(method):
+    run = method("none")
+    few = ("prompts.n=8", "generate.reflection=none", "test.turns=1")
+    run(*few, "variants=('qa',)")
+    wrong = {row["sample_id"] for row in run.rows("round_01/check") if not row["correct"]}
+    assert {row["parent_id"] for row in run.rows("round_01/revise")} == wrong
+    (corpus,) = [row["values"] for row in run.rows("round_01/corpus")]
+    assert (corpus["reflections"], corpus["pairs"]) == (0, 0) and "reflection" not in corpus
+    assert corpus["questions"] == len(wrong)
+    with pytest.raises(UserError, match="unknown variants 'dpo'"):
+        run(*few, "variants=('dpo',)", dry_run=True)
+
+
+def stored(run, path: Path, stage: str) -> list[str]:
+    """A file of reflections on the questions of a stage; returns the questions."""
+    asked = [row["messages"][-1]["content"] for row in run.rows(stage)]
+    rows = [{"question": f" {q}\n", "reflection": f"of {n}"} for n, q in enumerate(asked)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return asked
+
+
+def test_stored_reflections_are_used_in_generation_and_test(run, method, tmp_path):
+    """Those of the very question; where one lacks, generation goes on and a test is refused."""
+    asked = stored(run, tmp_path / "train.jsonl", "round_01/prompts")
+    stored(run, tmp_path / "test.jsonl", "round_00/held_out")
+    again = method("stored")
+    again(
+        "generate.reflection=stored", f"generate.stored={tmp_path / 'train.jsonl'}",
+        "test.reflection=stored", f"test.stored={tmp_path / 'test.jsonl'}", "variants=()",
+    )  # fmt: skip
+    prompts = {row["id"]: n for n, row in enumerate(again.rows("round_01/prompts"))}
+    told = again.rows("round_01/reflect")
+    wrong = [row["sample_id"] for row in again.rows("round_01/check") if not row["correct"]]
+    assert [row["parent_id"] for row in told] == wrong and len(prompts) == len(asked)
+    assert all(row["text"] == f"of {prompts[row['prompt_id']]}" for row in told)
+    assert {row["parent_id"] for row in again.rows("round_01/revise")} == {r["id"] for r in told}
+    assert [r["text"] for r in again.rows("round_00/untrained.reflect_2")] == [
+        f"of {n}" for n in range(4)
+    ]
+    lines = (tmp_path / "test.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    with pytest.raises(UserError, match="1 of 4 questions have no stored reflection, the first is"):
+        method("lacking")("test.reflection=stored", f"test.stored={tmp_path / 'test.jsonl'}")
+
+
+def test_a_stored_reflection_is_of_the_very_question():
+    def found(question: str, *known: str, every: bool = False) -> list[str]:
+        prompt = asked(question)
+        rows = [stored_row({"question": name, "reflection": name.upper()}) for name in known]
+        about = [(text(prompt, "7", prompt), prompt)]
+        return [said.text for said in stored_reflections(about, rows, 1, every)]
+
+    assert found("What is 1 + 11?", "What is 1 + 1") == []
+    assert found("What is 1 + 11?", "What is 1 + 1", "What is 1 + 11?") == ["WHAT IS 1 + 11?"]
+    assert found("Sum?\nReply with the answer only.", " Sum?\n") == [" SUM?\n"]
+    assert found("Is it so? Sum?", "Sum?") == []
+    with pytest.raises(UserError, match="1 of 1 questions have no stored reflection"):
+        found("a", "b", every=True)
+    with pytest.raises(UserError, match="needs question and reflection"):
+        found("a", " ")
+
+
+def test_the_corpus_of_tries_without_reflections_is_counted():
+    revision, verdict, _, answer, prompt = story("x", True)
+    (row,) = corpus_table([(revision, verdict, answer, prompt)])
+    assert (row.values["corrected"], row.values["reflections"]) == (1.0, 0)

@@ -73,6 +73,7 @@ WHEN: dict[str, list[list[str]]] = {
     "reflectevo": [
         ["variants=('dpo','dpo_pref')", BAND],
         ["test.reflection=stored", "test.stored=ROWS"],
+        ["generate.reflection=stored", "generate.stored=ROWS"],
     ],
     "verified": [["gauges.questions=2", BAND, ACCEPT]],
 }

@@ -5,10 +5,12 @@ of ours has them. What the environment says of an answer is no part of the answe
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 from selfevo_jax.evolve.importing.line import Line
 from selfevo_jax.evolve.importing.shape import UNKNOWN, Shape, asked, kept, marked, said
 from selfevo_jax.evolve.reflection import reflect_messages
+from selfevo_jax.judge.checkers import number_value
 from selfevo_jax.records import Pair, Prompt, Record, Sample
 
 TASK = "reflectevo"
@@ -49,20 +51,37 @@ def nested(line: Line) -> Iterator[Record]:
 
 
 def _trials(trials: Sequence[Line], prompt: Prompt) -> Iterator[Record]:
-    first: Sample | None = None
+    """The first answer, and each later one below what it followed: (turn, what was told so far)."""
+    known: dict[tuple[int, tuple[str, ...]], Sample] = {}
     for draw, trial in enumerate(trials):
-        records = _answer(trial, prompt, 0) if first is None else _again(trial, first, draw - 1)
-        first = first or records[0]
+        told = tuple(trial.texts("reflections"))
+        if not known:
+            records, turn = _answer(trial, prompt, 0), 1
+            first = records[0]
+        else:
+            turn = _turn(trial)
+            before = known.get((turn - 1, told[:-1]))
+            earlier = () if before else told[:-1]  # of trials that the file does not have
+            records = _again(trial, before or first, told[-1:], earlier, draw - 1)
+        known[turn, told] = next(r for r in reversed(records) if isinstance(r, Sample))
         yield from records
 
 
-def _again(trial: Line, first: Sample, draw: int) -> list[Record]:
+def _turn(trial: Line) -> int:
+    """The number of a later trial."""
+    name = next((name for name in ("trial", "trail") if name in trial), "")
+    number = trial.take(name, object) if name else 2
+    return number if isinstance(number, int) and number > 2 else 2
+
+
+def _again(
+    trial: Line, parent: Sample, told: Sequence[str], earlier: Sequence[str], draw: int
+) -> list[Record]:
     """A later trial: its reflection (none where it was made without), then its answer."""
-    told = trial.texts("reflections")
     if not told:
-        return _answer(trial, first, draw)
-    reflection = said(first, told[-1], _source(trial, "reflection_source"), draw)
-    values = {"earlier_reflections": told[:-1]} if told[:-1] else {}
+        return _answer(trial, parent, draw)
+    reflection = said(parent, told[0], _source(trial, "reflection_source"), draw)
+    values: dict[str, Any] = {"earlier_reflections": list(earlier)} if earlier else {}
     if "reflection_prompt" in trial:
         values[PROMPT] = trial.text("reflection_prompt")
     return [reflection, *kept(reflection, values), *_answer(trial, reflection, 0)]
@@ -111,18 +130,32 @@ def helped(line: Line) -> Iterator[Record]:
 def compared(line: Line) -> Iterator[Record]:
     """A row of D+- or Dpref: two reflections on one wrong answer, one preferred.
 
-    Both sets have this shape. After the chosen one came a right answer in both; what the other led
-    to is not said, so its answer has no verdict.
+    Both sets have this shape. After the chosen one came a right answer in both. What the other led
+    to is not said: it is right where it equals that answer or the gold one, else wrong, which makes
+    the row one of Dpref or of D+-; of code, which other code may equal, there is no verdict.
     """
     prompt = _question(line)
     requests = [*line.texts("reason_prompt"), None]
     first = yield from _try(line, prompt, "first_trial", False, requests[0])
     sides = [said(first, line.text(f"reflection_{s}"), draw=n) for n, s in enumerate(SIDES)]
     yield from sides
-    for side, reflection, correct in zip(SIDES, sides, (True, None), strict=True):
+    answer, *golds = (line.text(f"second_trial_answer_{s}") for s in reversed(SIDES))
+    same = any(_equal(answer, gold) for gold in (*golds, prompt.answer or ""))
+    code = "test_list" in prompt.meta or "\n" in answer.strip()
+    marks = (True, None if code and not same else same)
+    for side, reflection, correct in zip(SIDES, sides, marks, strict=True):
         yield from _try(line, reflection, "second_trial", correct, None, f"_{side}")
     yield _pair(prompt, first, *sides, *line.texts("reflection_prompt", "reflect_prompt"))
     yield from kept(prompt, line.rest())
+
+
+def _equal(answer: str, gold: str) -> bool:
+    """Whether two answers are the same number, or the same words but for case and spaces."""
+    numbers = number_value(answer), number_value(gold)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    words = answer.casefold().split()
+    return bool(words) and words == gold.casefold().split()
 
 
 def _try(

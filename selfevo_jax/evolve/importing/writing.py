@@ -1,26 +1,35 @@
 """ReflectEvo's published shapes, written from records: of an import, or of a run of the method."""
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.files import write_atomic
+from selfevo_jax.evolve.files import read_json, write_atomic
 from selfevo_jax.evolve.importing.reading import KINDS, read_file
 from selfevo_jax.evolve.importing.reflectevo import ANSWER, OBSERVED, PROMPT, SIDES
-from selfevo_jax.evolve.importing.shape import UNKNOWN
+from selfevo_jax.evolve.importing.shape import UNKNOWN, kept
 from selfevo_jax.evolve.journal import compact_json
-from selfevo_jax.evolve.reflection import asked_of, helped_against_not, reflect_messages
+from selfevo_jax.evolve.reflection import (
+    asked_of,
+    guided_messages,
+    helped_against_not,
+    reflect_messages,
+    revise_messages,
+)
+from selfevo_jax.evolve.work import draw_seed
 from selfevo_jax.records import Pair, Prompt, Record, Row, Sample, Verdict
 from selfevo_jax.text.data_files import read_numbered
 
-# The stages of a run's only round that the published data come from.
+# The stages of a run's only round that the published data come from; later turns have a number.
 STAGES: Mapping[str, type[Record]] = {
     "prompts": Prompt, "answer": Sample, "check": Verdict, "reflect": Sample, "revise": Sample,
     "check_revise": Verdict, "dpo.pairs": Pair, "dpo_pref.pairs": Pair,
 }  # fmt: skip
+TURNED = re.compile(r"(reflect|revise|check_revise)_\d+")
 ROUND = "round_01"
 Fields = dict[str, Any]
 
@@ -45,11 +54,60 @@ def _records(source: Path) -> Iterator[Record]:
     if source.is_file():
         return read_file("reflectevo", source)
     files = {source / f"{name}.jsonl": kind for name, kind in KINDS.items()}
-    files |= {source / ROUND / name / "records.jsonl": kind for name, kind in STAGES.items()}
+    files |= {source / ROUND / name / "records.jsonl": kind for name, kind in _stages(source)}
     there = {path: kind for path, kind in files.items() if path.is_file()}
     if not there:
         raise UserError(f"{source} holds no records of an import or of a run of reflectevo")
-    return chain.from_iterable(_read(path, kind) for path, kind in there.items())
+    records = list(chain.from_iterable(_read(path, kind) for path, kind in there.items()))
+    config = source / "config.json"
+    return iter([*records, *_requests(records, read_json(config))] if config.is_file() else records)
+
+
+def _stages(source: Path) -> Iterator[tuple[str, type[Record]]]:
+    """The stages of a run that are read, with those of its later turns."""
+    yield from STAGES.items()
+    for path in sorted((source / ROUND).glob("*_*")):
+        if turned := TURNED.fullmatch(path.name):
+            yield path.name, STAGES[turned[1]]
+
+
+def _requests(records: Iterable[Record], config: Mapping[str, Any]) -> Iterator[Row]:
+    """What a run asked for every text of its data, made again from its records and settings."""
+    prompts = {record.id: record for record in records if isinstance(record, Prompt)}
+    samples = {record.id: record for record in records if isinstance(record, Sample)}
+    verdicts = {record.sample_id for record in records if isinstance(record, Verdict)}
+    for sample in samples.values():
+        prompt, parent = prompts[sample.prompt_id], samples.get(sample.parent_id)
+        asked: Sequence[Mapping[str, str]] | None = prompt.messages
+        if parent is not None and sample.id in verdicts:
+            row = _after(parent, samples, verdicts, prompt)
+            asked = revise_messages(row, config["show_attempt"], len(row) == 3)
+        elif parent is not None:
+            asked = _guided(sample, parent, prompt, config)
+        yield from kept(sample, {PROMPT: asked[-1]["content"]} if asked else {})
+
+
+def _after(
+    parent: Sample, samples: Mapping[str, Sample], verdicts: set[str], prompt: Prompt
+) -> tuple[Sample | Prompt, ...]:
+    """(reflection, answer, question) behind an answer, or (answer, question) without reflection."""
+    if parent.id in verdicts:  # it is an answer
+        return parent, prompt
+    return parent, samples[parent.parent_id], prompt
+
+
+def _guided(
+    reflection: Sample, answer: Sample, prompt: Prompt, config: Mapping[str, Any]
+) -> Sequence[Mapping[str, str]] | None:
+    """The request with the instruction that a reflection was drawn under; None of a stored one.
+
+    A draw's seed is made from the instruction's key, which is found by it.
+    """
+    for key in config["pool"]["instructions"]:
+        for number in range(config["reflect"]["n"]):
+            if draw_seed(config["seed"], f"{answer.id}:{key}", number) == reflection.seed:
+                return guided_messages((answer, prompt, key))
+    return None
 
 
 def _read(path: Path, kind: type[Record]) -> Iterator[Record]:
@@ -93,8 +151,9 @@ class Trees:
         return sample.id in self.verdicts and self.verdicts[sample.id].correct
 
     def after(self, reflection: Sample) -> Sample | None:
-        """The answer that followed a reflection."""
-        return next(iter(self.below(reflection)), None)
+        """The answer that followed a reflection; of several the first that is right."""
+        found = self.below(reflection)
+        return next(filter(self.right, found), found[0] if found else None)
 
     def request(self, sample: Sample, otherwise: str) -> str:
         """The request behind a text, where the file had it."""
@@ -109,6 +168,17 @@ class Trees:
         """(question, first answer)."""
         return ((prompt, answer) for prompt in self.prompts for answer in self.below(prompt))
 
+    def answers(self) -> Iterator[tuple[Prompt, Sample, list[Sample]]]:
+        """(question, answer, reflections on it) of every turn."""
+        waiting = list(self.firsts())
+        for prompt, answer in waiting:  # grows by the answers of the next turn
+            below = self.below(answer)
+            # What has a verdict is an answer made without a reflection.
+            told = [sample for sample in below if sample.id not in self.verdicts]
+            again = [sample for sample in below if sample.id in self.verdicts]
+            waiting += [(prompt, s) for s in (*again, *chain(*map(self.below, told)))]
+            yield prompt, answer, told
+
 
 def _question(prompt: Prompt) -> Fields:
     about = {"id": prompt.meta.get("id", prompt.id), "question": asked_of(prompt)}
@@ -119,23 +189,31 @@ def _question(prompt: Prompt) -> Fields:
 def raw(trees: Trees) -> Iterator[Fields]:
     """Every first answer with what came after it."""
     for prompt, answer in trees.firsts():
-        trials = [_trial(trees, answer, None, 1)]
-        for later in trees.below(answer):
-            # What has a verdict is an answer made without a reflection.
-            reflection = None if later.id in trees.verdicts else later
-            second = trees.after(later) if reflection else later
-            if second is None:
-                trees.left["reflections without an answer after them"] += 1
-                continue
-            trials.append(_trial(trees, second, reflection, 2))
-        yield _question(prompt) | {"output": trials}
+        first = _trial(trees, answer, None, 1, [])
+        yield _question(prompt) | {"output": [first, *_later(trees, answer, 2, [])]}
 
 
-def _trial(trees: Trees, answer: Sample, reflection: Sample | None, number: int) -> Fields:
+def _later(trees: Trees, answer: Sample, number: int, told: list[str]) -> Iterator[Fields]:
+    """The trials after an answer, turn by turn; `told`: the reflections before it."""
+    for later in trees.below(answer):
+        # What has a verdict is an answer made without a reflection.
+        reflection = None if later.id in trees.verdicts else later
+        seconds = trees.below(later) if reflection else [later]
+        if not seconds:
+            trees.left["reflections without an answer after them"] += 1
+        for second in seconds:
+            known = trees.said[later.id].get("earlier_reflections", told) if reflection else told
+            all_told = [*known, later.text] if reflection else told
+            yield _trial(trees, second, reflection, number, all_told)
+            yield from _later(trees, second, number + 1, all_told)
+
+
+def _trial(
+    trees: Trees, answer: Sample, reflection: Sample | None, number: int, told: list[str]
+) -> Fields:
     said = dict(trees.said[answer.id])
     observation, request = said.pop("observation", None), said.pop(PROMPT, None)
     about = trees.said[reflection.id] if reflection else {}
-    told = [*about.get("earlier_reflections", ()), reflection.text] if reflection else []
     row = {
         "generated_answer": trees.parsed(answer),
         "reflections": told,
@@ -152,8 +230,8 @@ def _trial(trees: Trees, answer: Sample, reflection: Sample | None, number: int)
 
 def d_plus(trees: Trees) -> Iterator[Fields]:
     """Reflections on a wrong answer after which the answer was right."""
-    for prompt, answer in trees.firsts():
-        for reflection in trees.below(answer):
+    for prompt, answer, told in trees.answers():
+        for reflection in told:
             second = trees.after(reflection)
             if trees.right(answer) or second is None or not trees.right(second):
                 trees.left["reflections that did not mend an answer"] += 1
@@ -187,10 +265,10 @@ def d_pref(trees: Trees) -> Iterator[Fields]:
 
 
 def _sorted(trees: Trees) -> Iterator[Pair]:
-    for prompt, answer in trees.firsts():
+    for prompt, answer, told in trees.answers():
         stories = [
             (second, trees.verdicts[second.id], reflection, answer, prompt)
-            for reflection in trees.below(answer)
+            for reflection in told
             if (second := trees.after(reflection)) and second.id in trees.verdicts
         ]
         yield from [] if trees.right(answer) else helped_against_not(stories)
@@ -201,7 +279,9 @@ def _preferences(trees: Trees, pairs: Iterable[Pair], both: bool) -> Iterator[Fi
     for pair in pairs:
         sides = [trees.samples[pair.chosen_id], trees.samples[pair.rejected_id]]
         seconds = [trees.after(side) for side in sides]
-        if None in seconds or all(map(trees.right, seconds)) != both:
+        # What followed in a published pair may not be known: then the set is the one asked for.
+        known = [second.id in trees.verdicts for second in seconds if second]
+        if None in seconds or (all(known) and all(map(trees.right, seconds)) != both):
             trees.left["pairs of the other set"] += 1
             continue
         prompt, answer = prompts[pair.prompt_id], trees.samples[sides[0].parent_id]
