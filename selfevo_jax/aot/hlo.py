@@ -184,6 +184,10 @@ class _Walk:
         kind = instruction.kind
         if kind in _FREE or kind.endswith(("-done", "-update")):
             return 0.0
+        if kind == "slice-start":  # the tuple holds the whole source, of which a slice is read
+            destination = [match[0] for match in _ARRAY.finditer(instruction.type)][1]
+            read = array_bytes(destination, hbm_only=False)
+            return self._if_hbm(computation, instruction, 0, read) + array_bytes(destination)
         if kind.endswith("-start"):
             return array_bytes(instruction.type)  # the tuple holds source and destination
         if kind in _SLICES:

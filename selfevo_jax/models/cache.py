@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from selfevo_jax.models.attention import Layout, by_key_head, by_place, of_groups, scaled
 from selfevo_jax.models.config import ModelConfig
+from selfevo_jax.models.context import platform
 
 
 @flax.struct.dataclass
@@ -48,6 +49,8 @@ def stored(
     value_btkh: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer's keys and values with token (b, t) at slot `slots_bt[b, t]`; outside: dropped."""
+    if slots_bt.shape[1] == 1 and platform() == "tpu":
+        return _selected(key_bkhs, value_bksh, slots_bt, key_btkh, value_btkh)
     if slots_bt.size == 1:
         # XLA makes the write of a single token a slice update, merges it into what reads the
         # cache and then copies the whole cache; two writes stay in place, and one is dropped.
@@ -61,6 +64,19 @@ def stored(
         value_btkh.astype(value_bksh.dtype), mode="drop"
     )
     return keys, values
+
+
+def _selected(key_bkhs, value_bksh, slots_bt, key_btkh, value_btkh):
+    """`stored` for one token a row, by passing over the whole cache.
+
+    A TPU scatters in another order of the axes than it multiplies in, and turns all keys and values
+    round and back for every token: four passes over the cache in the place of two.
+    """
+    here_b11s = (slots_bt == jnp.arange(value_bksh.shape[2]))[:, None, None]
+    new_bkh1 = key_btkh.astype(key_bkhs.dtype).transpose(0, 2, 3, 1)
+    new_bk1h = value_btkh.astype(value_bksh.dtype).swapaxes(1, 2)
+    keys = jnp.where(here_b11s, new_bkh1, key_bkhs)
+    return keys, jnp.where(here_b11s.swapaxes(2, 3), new_bk1h, value_bksh)
 
 
 def attend_cached(

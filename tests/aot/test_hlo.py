@@ -57,6 +57,21 @@ def test_loops_slices_and_groups_are_counted():
     }
 
 
+PREFETCH = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: bf16[64,100]) -> bf16[16,100] {
+  %a = bf16[64,100]{1,0} parameter(0)
+  %ahead = ((bf16[64,100]{1,0}), bf16[16,100]{1,0:S(3)}, s32[]{:S(2)}) slice-start(%a), slice={[16:32], [0:100]}
+  ROOT %there = bf16[16,100]{1,0:S(3)} slice-done(%ahead)
+}
+"""  # noqa: E501
+
+
+def test_a_slice_that_is_fetched_ahead_is_no_more_than_a_slice():
+    """The whole that it is cut from stands in its type, and was counted: four times too much."""
+    assert traffic(PREFETCH).hbm_bytes == 16 * 100 * 2
+
+
 def test_a_loop_without_a_bound_runs_as_often_as_said():
     text = MODULE.replace("%n = s32[] constant(5)", "%n = s32[] get-tuple-element(%c), index=0")
     assert traffic(text, 7).collectives["all-gather"][0] == 7
