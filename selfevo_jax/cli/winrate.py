@@ -7,27 +7,56 @@ games. Judgments that are there already (--judgments) are summed up without aski
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from selfevo_jax.cli import judge_tables
-from selfevo_jax.cli.judge_work import started
+from selfevo_jax.cli.judge_work import output, started
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
 from selfevo_jax.evaluate.data import raw_rows
 from selfevo_jax.evolve.files import write_atomic
+from selfevo_jax.judge.health import Health, Known
 from selfevo_jax.judge.pairwise import FIRST, SECOND, TIE, Comparison, Contest, called
 from selfevo_jax.records import content_id
 
-Compare = Callable[[str, Sequence[Contest]], list[list[Comparison]]]
+Compare = Callable[[str, Sequence[Contest]], list[Comparison]]
+Conduct = Callable[[Sequence[Comparison], Mapping[str, Known]], Health]
 # Order -> what the judge called -> the label of a game. The baseline, always the first output, is
 # shown as A in the first game and as B in the second.
 GAMES = {
     "ab": {FIRST: "A>B", SECOND: "B>A", TIE: "A=B"},
     "ba": {FIRST: "B>A", SECOND: "A>B", TIE: "A=B"},
 }
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model's answers against the baseline's, ready to be compared; the baseline's are first.
+
+    `rows` are the answers by contest in the shape of their file, `baseline` its model's name.
+    """
+
+    name: str
+    baseline: str
+    contests: tuple[Contest, ...]
+    rows: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What its verdicts are kept under."""
+        return f"winrate-{_slug(self.name)}"
+
+    @property
+    def known(self) -> dict[str, Known]:
+        """The lengths of both answers and whose they are, by contest."""
+        return {
+            c.id: Known(len(c.first), len(c.second), self.baseline, self.name)
+            for c in self.contests
+        }
 
 
 def winrate(arguments: argparse.Namespace) -> int:
@@ -42,22 +71,48 @@ def winrate(arguments: argparse.Namespace) -> int:
             "judge winrate asks about all answers, without references: leave out --limit and "
             "--reference-file"
         )
-    judging, console = started(arguments)
-    judge_answers(arguments.answers, arguments.baseline, arguments.out, judging.compare, console)
+    judging = started(arguments)
+    sides = read_sides(arguments.answers, arguments.baseline)
+    (judge,) = judging.names
+
+    def compare(label: str, contests: Sequence[Contest]) -> list[Comparison]:
+        (found,) = judging.compare(judging.pairs(label, contests))
+        return found
+
+    def conduct(found: Sequence[Comparison], known: Mapping[str, Known]) -> Health:
+        return judging.conduct(judge, found, known)
+
+    if judging.begin([judging.pairs(side.label, side.contests) for side in sides]):
+        judge_answers(sides, arguments.out, compare, conduct, judging.console)
     return 0
 
 
+def read_sides(paths: Sequence[Path], baseline: Path) -> list[Side]:
+    """The answers of each file beside the baseline's. Raises UserError where they do not match."""
+    read = _alpaca_eval_side if _has(baseline, "instruction") else _arena_hard_side
+    sides: dict[str, Side] = {}
+    for path in paths:
+        side = read(path, baseline)
+        sides[_fresh(side.name, sides, path)] = side
+    return list(sides.values())
+
+
 def judge_answers(
-    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+    sides: Sequence[Side], out: Path, compare: Compare, conduct: Conduct, console: Console
 ) -> None:
-    """Compares the answers of each file with the baseline's, writes the judgments into `out`."""
-    judge = _alpaca_eval if _has(baseline, "instruction") else _arena_hard
-    judge(paths, baseline, out, compare, console)
+    """Compares each side's answers, writes the judgments into `out`, shows the judge's conduct."""
+    conclude = _arena_hard if isinstance(_any_row(sides), arena_hard.Answer) else _alpaca_eval
+    found = {}
+    for side in sides:
+        found[side.name] = compare(side.label, side.contests)
+        told = conduct(found[side.name], side.known)
+        judge_tables.print_conduct(console, f"{side.name} against {side.baseline}", told)
+    conclude(sides, found, out, console)
 
 
 def summed_up(arguments: argparse.Namespace) -> int:
     """The figures of judgments that are there."""
-    _, console = started(arguments)
+    console = output()
     if _has(arguments.judgments[0], "games"):
         rows = [row for path in arguments.judgments for row in arena_hard.read_judgments(path)]
         _print_standings(console, rows, None)
@@ -79,23 +134,28 @@ def _has(path: Path, field: str) -> bool:
     return field in first
 
 
+def _alpaca_eval_side(path: Path, baseline: Path) -> Side:
+    known, own = alpaca_eval.read_outputs(baseline), alpaca_eval.read_outputs(path)
+    pairs = alpaca_eval.paired_outputs(own, known)
+    rows = {content_id(pair["instruction"]): pair for pair in pairs}
+    contests = [
+        Contest(id, p["instruction"], p["output_1"], p["output_2"]) for id, p in rows.items()
+    ]
+    return Side(pairs[0]["generator_2"], pairs[0]["generator_1"], tuple(contests), rows)
+
+
 def _alpaca_eval(
-    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+    sides: Sequence[Side],
+    compared: Mapping[str, Sequence[Comparison]],
+    out: Path,
+    console: Console,
 ) -> None:
-    known = alpaca_eval.read_outputs(baseline)
     results: dict[str, alpaca_eval.WinRate] = {}
-    for path in paths:
-        pairs = alpaca_eval.paired_outputs(alpaca_eval.read_outputs(path), known)
-        name = _fresh(pairs[0]["generator_2"], results, path)
-        contests = [
-            Contest(content_id(p["instruction"]), p["instruction"], p["output_1"], p["output_2"])
-            for p in pairs
-        ]
-        (found,) = compare(f"winrate-{_slug(name)}", contests)
-        rows = [_annotation(*both) for both in zip(pairs, found, strict=True)]
-        target = out / f"annotations_{_slug(name)}.json"
+    for side in sides:
+        rows = [_annotation(side.rows[c.item_id], c) for c in compared[side.name]]
+        target = out / f"annotations_{_slug(side.name)}.json"
         write_atomic(target, alpaca_eval.outputs_json(rows).encode())
-        results[name] = alpaca_eval.win_rate(rows)
+        results[side.name] = alpaca_eval.win_rate(rows)
     write_atomic(out / "leaderboard.csv", alpaca_eval.leaderboard_csv(results).encode())
     judge_tables.print_win_rates(console, results)
 
@@ -105,24 +165,31 @@ def _annotation(pair: Mapping[str, str], found: Comparison) -> dict[str, Any]:
     return alpaca_eval.annotation(pair, found.judge, preference)
 
 
+def _arena_hard_side(path: Path, baseline: Path) -> Side:
+    known, own = arena_hard.read_answers(baseline), arena_hard.read_answers(path)
+    arena_hard.check_same_questions(own, known)
+    contests = [
+        Contest(uid, answer.prompt, known[uid].text, answer.text) for uid, answer in own.items()
+    ]
+    models = [next(iter(answers.values())).model for answers in (own, known)]
+    return Side(*models, tuple(contests), own)
+
+
 def _arena_hard(
-    paths: Sequence[Path], baseline: Path, out: Path, compare: Compare, console: Console
+    sides: Sequence[Side],
+    compared: Mapping[str, Sequence[Comparison]],
+    out: Path,
+    console: Console,
 ) -> None:
-    known = arena_hard.read_answers(baseline)
-    every, lengths = [], _lengths(known)
-    for path in paths:
-        answers = arena_hard.read_answers(path)
-        arena_hard.check_same_questions(answers, known)
-        name = _fresh(next(iter(answers.values())).model, {r["model"]: r for r in every}, path)
-        contests = [
-            Contest(uid, answer.prompt, known[uid].text, answer.text)
-            for uid, answer in answers.items()
-        ]
-        (found,) = compare(f"winrate-{_slug(name)}", contests)
-        rows = [_judgment(answers[c.item_id], known[c.item_id].model, c) for c in found]
-        write_atomic(out / f"{_slug(name)}.jsonl", arena_hard.jsonl(rows).encode())
+    every: list[dict[str, Any]] = []
+    lengths: dict[tuple[str, str], int] = {}
+    for side in sides:
+        rows = [_judgment(side.rows[c.item_id], side.baseline, c) for c in compared[side.name]]
+        write_atomic(out / f"{_slug(side.name)}.jsonl", arena_hard.jsonl(rows).encode())
         every += rows
-        lengths |= _lengths(answers)
+        for contest in side.contests:
+            lengths[side.baseline, contest.id] = len(contest.first)
+            lengths[side.name, contest.id] = len(contest.second)
     _print_standings(console, every, lengths)
 
 
@@ -131,10 +198,6 @@ def _judgment(answer: arena_hard.Answer, baseline: str, found: Comparison) -> di
         GAMES[ballot["order"]].get(called(ballot["p"], found.margin)) for ballot in found.ballots
     ]
     return arena_hard.judgment_row(answer.uid, "", found.judge, answer.model, baseline, labels)
-
-
-def _lengths(answers: Mapping[str, arena_hard.Answer]) -> dict[tuple[str, str], int]:
-    return {(answer.model, uid): len(answer.text) for uid, answer in answers.items()}
 
 
 def _print_standings(
@@ -149,6 +212,10 @@ def _print_standings(
     plain = arena_hard.standings(fought, baseline)
     fair = arena_hard.standings(fought, baseline, style_control=True) if lengths else ()
     judge_tables.print_standings(console, plain, fair, missing)
+
+
+def _any_row(sides: Sequence[Side]) -> Any:
+    return next(iter(sides[0].rows.values()))
 
 
 def _fresh(name: str, known: Mapping[str, Any], path: Path) -> str:

@@ -32,6 +32,7 @@ from selfevo_jax.evolve.run import (
     accepting,
     probing,
     question,
+    role_defaults,
     sampling,
     together,
 )
@@ -53,6 +54,7 @@ def defaults() -> dict[str, Any]:
         "reply": sampling(n=1, temperature=0.0, max_new_tokens=64),  # what uncertainty is read from
         **accepting(),
         **probing(),
+        **role_defaults("encoder"),
     }
 
 
@@ -83,7 +85,7 @@ def pool_of(run: Run, base: Policy) -> Records[Prompt]:
     pool = run.prompts(c.n, name="pool")
     if c.most_similar >= 1.0:
         return pool
-    placed = pool.join(run.embed("embed_pool", pool, base, text_of), key="id")
+    placed = pool.join(run.embed("embed_pool", pool, run.role("encoder", base), text_of), key="id")
     unlike = partial(without_near_copies, similarity=c.most_similar)
     return run.gather("different", placed, unlike, Prompt)
 
@@ -118,8 +120,9 @@ def acquired(
             "acquire", free, partial(by_chance, n=n, seed=run.config.seed), Row, most=n
         )
     if strategy in DIVERSITY:
-        seer = base if run.config.acquire.similarity_by == "base" else policy
-        placed = pool.join(run.embed("embed_questions", pool, seer, text_of), key="id")
+        placed = pool.join(
+            run.embed("embed_questions", pool, seer(run, base, policy), text_of), key="id"
+        )
         cover = partial(diverse_first if labelled is None else by_diversity, n=n, strategy=strategy)
         return run.gather("acquire", placed, cover, Row, given=labelled, most=n)
     replies = run.ask("reply", free, policy, question, run.config.reply)
@@ -130,10 +133,15 @@ def acquired(
     if c.spread == 1:
         return run.gather("acquire", rows, least_sure, Row, most=n)
     short = run.gather("shortlist", rows, least_sure, Row, most=n * c.spread)
-    seer = base if c.similarity_by == "base" else policy
-    asked = short.join(pool, key="source_id")
-    placed = short.join(run.embed("embed_shortlist", asked, seer, shortlisted), key="id")
+    asked, sees = short.join(pool, key="source_id"), seer(run, base, policy)
+    placed = short.join(run.embed("embed_shortlist", asked, sees, shortlisted), key="id")
     return run.gather("acquire", placed, partial(spread_over, n=n), Row, most=n)
+
+
+def seer(run: Run, base: Policy, policy: Policy) -> Policy:
+    """By whose embeddings questions are alike: the encoder's, where one is bound."""
+    own = base if run.config.acquire.similarity_by == "base" else policy
+    return run.role("encoder", own)
 
 
 def diverse_first(rows: list, n: int, strategy: str) -> list[Row]:

@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
+from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.embedding import embed_texts
+from selfevo_jax.evolve.embedding import SentenceEncoder, embed_texts
 from selfevo_jax.evolve.files import file_sha256
 from selfevo_jax.evolve.lesson_text import Trainable, rendered
-from selfevo_jax.evolve.policy import Policy, Role
+from selfevo_jax.evolve.policy import EMBEDDING, Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import RANDOM, random_model
 from selfevo_jax.evolve.training import Fitting, Training
@@ -30,20 +31,22 @@ from selfevo_jax.models.lora import Adapter, LoraConfig, adapter, rescaled
 from selfevo_jax.models.merge import Part, merge_adapters
 from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.compile_cache import keep_compiled
-from selfevo_jax.parallel.distributed import barrier, first, one_after_another
+from selfevo_jax.parallel.distributed import barrier, first, one_after_another, own_name
 from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
+from selfevo_jax.parallel.placement import replication_warnings
 from selfevo_jax.parallel.rules import same_shares, shardings
 from selfevo_jax.records import Prompt, Sample, content_id
 from selfevo_jax.sample.engine import JaxGenerator
-from selfevo_jax.sample.http.client import HttpGenerator
+from selfevo_jax.sample.http.client import HttpGenerator, open_server
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.secret import secret_from_environment
-from selfevo_jax.sample.http.spending import Cap
 from selfevo_jax.sample.protocol import Generator
 from selfevo_jax.text.render import TokenExample, prompt_text, render_example
 from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
+from selfevo_jax.weights.encoder_files import is_encoder
 from selfevo_jax.weights.model_files import ModelFiles, open_model
 from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
+from selfevo_jax.weights.sources import resolve
 from selfevo_jax.weights.storage import cache_folder
 
 log = logging.getLogger(__name__)
@@ -187,7 +190,10 @@ class JaxModel:
             params = self.files.load(placed, dtype)
             if self.quant is not None:
                 params = quantize_base(params, self.quant)
-            return jax.block_until_ready(params)
+            jax.block_until_ready(params)
+        for line in replication_warnings(params, mesh.size):
+            self.progress.say(f"warning: {line}; more fsdp or tensor in compute.mesh shares it")
+        return params
 
     def adapter(self, folder: Path | None) -> tuple[dict | None, LoraConfig | None]:
         """The LoRA tree and shape in a PEFT folder; (None, None) for the base itself."""
@@ -238,6 +244,7 @@ class JaxBackend:
         self.config, self.progress = config, progress
         self.model = JaxModel(config.model, config.compute.to_dict(), progress)
         self._others: dict[str, JaxModel] = {}
+        self._encoders: dict[str, SentenceEncoder | None] = {}
         self._servers: dict[Role, HttpGenerator] = {}
 
     @cached_property
@@ -252,7 +259,11 @@ class JaxBackend:
     def role_hash(self, role: Role) -> str:
         """See `Backend.role_hash`; of a model on a server no more is known than its name."""
         if role.remote is not None:
+            _ = role.server  # what cannot be is said before anything is asked
             return content_id("server", *role.remote)
+        if (encoder := self._encoder(role)) is not None:
+            self._check_embeds_alone(role)
+            return encoder.hash
         model = self._local(role)
         trained = "none"
         if role.adapter:
@@ -271,6 +282,8 @@ class JaxBackend:
 
     def tokenizer(self, policy: Policy) -> Tokenizer | None:
         """See `Backend.tokenizer`."""
+        if (encoder := self._encoder(policy.role)) is not None:
+            return encoder.tokenizer
         remote = policy.role is not None and policy.role.remote is not None
         return None if remote else self._model(policy).tokenizer
 
@@ -284,6 +297,8 @@ class JaxBackend:
 
     def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
         """See `Backend.embedder`. Raises UserError for a model on a server."""
+        if (encoder := self._encoder(policy.role)) is not None:
+            return encoder.embed
         model, adapter = self._opened(policy)
         config = model.files.config
         room = min(self.config.compute.max_length, config.max_position)
@@ -399,13 +414,44 @@ class JaxBackend:
             self._others[role.model] = JaxModel(role.model, settings, self.progress)
         return self._others[role.model]
 
+    def _encoder(self, role: Role | None) -> SentenceEncoder | None:
+        """The sentence encoder that is bound to a role; None of any other model."""
+        if role is None or role.remote is not None or role.model in ("", self.config.model):
+            return None
+        if role.model not in self._encoders:
+            found = not role.model.startswith(RANDOM) and one_after_another(
+                lambda: is_encoder(resolve(role.model))
+            )
+            made = SentenceEncoder(role.model, self.progress) if found else None
+            self._encoders[role.model] = made
+        return self._encoders[role.model]
+
+    def _check_embeds_alone(self, role: Role) -> None:
+        """Refuses an encoder with an adapter, or in a role that writes. Raises UserError."""
+        if role.adapter:
+            raise UserError(f"{role.model} is a sentence encoder, which takes no adapter here")
+        given = {name: Role(**one.to_dict()) for name, one in self.config.get("roles", {}).items()}
+        for name in sorted(given.keys() - set(EMBEDDING)):
+            if given[name] == role:
+                raise UserError(
+                    f"--config.roles.{name}.model={role.model} is a sentence encoder, which embeds "
+                    f"text and writes none: bind it as --config.roles.{EMBEDDING[0]}.model"
+                )
+
     def _server(self, role: Role) -> HttpGenerator:
         if role not in self._servers:
             address, name = role.remote or ("", "")
             key = secret_from_environment(role.key_env) if role.key_env else None
-            endpoint, cap = Endpoint(address, name, key=key), Cap(tokens=role.cap_tokens)
-            self._servers[role] = HttpGenerator(endpoint, cap=cap)
+            endpoint = Endpoint(address, name, key=key)
+            self._servers[role] = open_server(endpoint, role.server, self._spending_folder())
         return self._servers[role]
+
+    def _spending_folder(self) -> Path:
+        """Where a cap without a cache file counts: equal for all starts of a run, whatever its
+        other settings, and apart for each host."""
+        c = self.config
+        job = content_id(c.method, c.model, plain(c.task), c.seed)
+        return cache_folder() / "servers" / own_name(job)
 
 
 def reply_examples(

@@ -9,9 +9,7 @@ from selfevo_jax.evaluate.asking import Question
 from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.files import file_sha256
 from selfevo_jax.records import content_id
-from selfevo_jax.sample.http.calls import Limits
 from selfevo_jax.sample.http.client import HttpGenerator
-from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.protocol import MAX_LABELS, Generator
 from selfevo_jax.text.render import prompt_text, render_next, render_prompt
 from selfevo_jax.weights.peft import CONFIG, WEIGHTS
@@ -83,10 +81,10 @@ class RemoteModel:
     room = 2**31  # the server refuses what is too long
     scores = False  # few servers tell the log-probability of a given text
 
-    def __init__(self, endpoint: Endpoint, concurrency: int) -> None:
-        self.endpoint, self.concurrency = endpoint, concurrency
-        self.name = f"{endpoint.base_url}#{endpoint.model}"
-        self.has_template = endpoint.api == "chat"
+    def __init__(self, client: HttpGenerator) -> None:
+        self.client, self.endpoint = client, client.endpoint
+        self.name = self.endpoint.name
+        self.has_template = self.endpoint.api == "chat"
 
     def settings(self) -> dict[str, Any]:
         """See `Evaluated.settings`."""
@@ -94,7 +92,7 @@ class RemoteModel:
 
     def generator(self) -> Generator:
         """See `Evaluated.generator`."""
-        return HttpGenerator(self.endpoint, limits=Limits(concurrency=self.concurrency))
+        return self.client
 
     def show(self, question: Question) -> str:
         """See `Evaluated.show`: the server's template is not known here."""

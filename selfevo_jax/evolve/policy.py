@@ -1,12 +1,15 @@
 """Who speaks in a run: the base model, the base with a trained adapter, or a model in a role."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ml_collections.config_dict import placeholder
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.sample.http.settings import ServerSettings
+
+EMBEDDING = ("encoder",)  # the roles that embed text and never write any
 
 
 @dataclass(frozen=True)
@@ -14,17 +17,25 @@ class Role:
     """Another model than the one that is trained.
 
     model       a source as in `config.model`, or `https://HOST/v1#NAME` for a model on an
-                OpenAI-style server; empty: the run's own base
+                OpenAI-style server; empty: the run's own base; a role of `EMBEDDING` may also be
+                a sentence encoder
     adapter     a PEFT folder on top of a local model
     key_env     the environment variable with the server's key
-    cap_tokens  the most tokens that the role may cost on a server in one start of a run (roles
-                with equal settings share one cap)
+
+    And for a model on a server, as in `ServerSettings`: per_minute, cap_tokens, cap_money,
+    price_in, price_out and cache. A cap is one on what all who share the cache file have spent on
+    the model, so roles with one model and one file share it.
     """
 
     model: str = ""
     adapter: str = ""
     key_env: str = ""
+    per_minute: float = 0.0
     cap_tokens: int | None = None
+    cap_money: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    cache: str = ""
 
     @property
     def bound(self) -> bool:
@@ -44,6 +55,14 @@ class Role:
         if self.adapter:
             raise UserError(f"role model {self.model} is on a server; it takes no adapter here")
         return address, name
+
+    @property
+    def server(self) -> ServerSettings:
+        """How the model's server is used. Raises UserError for settings that cannot be."""
+        try:
+            return ServerSettings(**{f.name: getattr(self, f.name) for f in fields(ServerSettings)})
+        except UserError as error:
+            raise UserError(f"the role with model={self.model}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -66,5 +85,5 @@ class Policy:
 
 def role_defaults(*names: str) -> dict[str, Any]:
     """The `roles` settings of a method with these roles, all played by its own policy."""
-    empty = {"model": "", "adapter": "", "key_env": "", "cap_tokens": placeholder(int)}
-    return {"roles": {name: dict(empty) for name in names}}
+    caps = {"cap_tokens": placeholder(int), "cap_money": placeholder(float)}
+    return {"roles": {name: asdict(Role()) | caps for name in names}}

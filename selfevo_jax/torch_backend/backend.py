@@ -111,7 +111,9 @@ class TorchBackend(JaxBackend):
         self._group = group
 
     def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
-        """See `Backend.embedder`. Raises UserError for a model on a server."""
+        """See `Backend.embedder`; a sentence encoder is JAX's. Raises UserError for a server's."""
+        if self._encoder(policy.role) is not None:
+            return super().embedder(policy)
         model, adapter = self._opened(policy)
         room = min(self.config.compute.max_length, model.files.config.max_position)
 

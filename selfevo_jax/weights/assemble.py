@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.models.bert import BertConfig
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.weights.names import Leaf, leaves
 
@@ -43,7 +44,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def check_tensors(config: ModelConfig, store: TensorStore) -> None:
+def check_tensors(config: ModelConfig | BertConfig, store: TensorStore) -> None:
     """Raise UserError unless the store holds exactly the tensors of `config`, shapes included."""
     found = store.shapes()
     expected = {
@@ -93,7 +94,7 @@ def _shard_reader(
 
 
 def load_tree(
-    config: ModelConfig,
+    config: ModelConfig | BertConfig,
     store: TensorStore,
     shardings: Mapping[str, Any] | None = None,
     dtype: DTypeLike = jnp.float32,

@@ -47,6 +47,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "add_cross_attention": (False,),
     "pruned_heads": ({}, None),
+    "is_decoder": (False,),
+    "position_embedding_type": ("absolute",),  # of an encoder
 }
 _SHARED = set(
     """model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers
@@ -100,23 +102,24 @@ _DEFAULTS_OF_ALL = {
 }
 
 
-def _fail(field: str, problem: str) -> UserError:
+def wrong(field: str, problem: str) -> UserError:
+    """The error that names a field of a config.json."""
     return UserError(f"config.json: {field} {problem}")
 
 
-class _Fields:
+class Fields:
     """Typed access to the fields of one config; every failure names the field."""
 
     def __init__(self, data: Mapping[str, Any], family: str) -> None:
-        self.data = {**_DEFAULTS_OF_ALL, **_DEFAULTS[family], **data}
+        self.data = {**_DEFAULTS_OF_ALL, **_DEFAULTS.get(family, {}), **data}
         self.family = family
 
     def number(self, key: str) -> float:
         value = self.data.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _fail(key, f"is {value!r}, not a number" if key in self.data else "is missing")
+            raise wrong(key, f"is {value!r}, not a number" if key in self.data else "is missing")
         if not 0 < value < _TOO_LARGE:  # NaN fails too
-            raise _fail(key, "is not a positive number of sensible size")
+            raise wrong(key, "is not a positive number of sensible size")
         return value
 
     def count(self, key: str, absent: int | None = None) -> int:
@@ -125,7 +128,7 @@ class _Fields:
             return absent
         value = self.number(key)
         if value != int(value):
-            raise _fail(key, f"is {value!r}, not a whole number")
+            raise wrong(key, f"is {value!r}, not a whole number")
         return int(value)
 
     def optional(self, key: str) -> float | None:
@@ -134,62 +137,63 @@ class _Fields:
     def flag(self, key: str) -> bool:
         value = self.data.get(key, False)
         if not isinstance(value, bool):
-            raise _fail(key, f"is {value!r}, not true or false")
+            raise wrong(key, f"is {value!r}, not true or false")
         return value
 
     def activation(self, key: str) -> str:
         name = self.data.get(key)
         if not isinstance(name, str) or name not in _ACTIVATIONS:
-            raise _fail(key, f"is {name!r}; supported: {', '.join(_ACTIVATIONS)}")
+            raise wrong(key, f"is {name!r}; supported: {', '.join(_ACTIVATIONS)}")
         return _ACTIVATIONS[name]
 
 
 def _family(data: Mapping[str, Any]) -> str:
     family = data.get("model_type")
     if not isinstance(family, str) or family not in ARCHITECTURES:
-        raise _fail("model_type", f"is {family!r}; supported: {', '.join(ARCHITECTURES)}")
+        raise wrong("model_type", f"is {family!r}; supported: {', '.join(ARCHITECTURES)}")
     names = data.get("architectures") or [ARCHITECTURES[family]]
     if names != [ARCHITECTURES[family]]:
-        raise _fail(
+        raise wrong(
             "architectures", f"is {names!r}; supported for {family}: {ARCHITECTURES[family]}"
         )
     return family
 
 
-def _refuse_unknown(data: Mapping[str, Any], family: str) -> None:
-    known = _SHARED | _OWN[family] | _HARMLESS
+def refuse_unknown(data: Mapping[str, Any], family: str, own: set[str]) -> None:
+    """Refuses every field but `own` ones, those that change nothing, and neutral values."""
+    known = own | _HARMLESS
     for key, value in data.items():
         if key in _CODE or key.startswith("_attn"):
-            raise _fail(key, "asks to run code; remove it after checking where the model is from")
+            raise wrong(key, "asks to run code; remove it after checking where the model is from")
         if key in known:
             continue
         if key not in _NEUTRAL:
-            raise _fail(key, f"is not supported for {family} models and may change the numbers")
+            raise wrong(key, f"is not supported for {family} models and may change the numbers")
         if value not in _NEUTRAL[key]:
-            raise _fail(key, f"is {value!r}; only {_NEUTRAL[key][0]!r} is supported")
+            raise wrong(key, f"is {value!r}; only {_NEUTRAL[key][0]!r} is supported")
 
 
-def _rope_settings(fields: _Fields, given: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_settings(fields: Fields, given: Mapping[str, Any]) -> dict[str, Any]:
     """One dict from the spellings of transformers 4 and 5, which must agree."""
     both = [given[key] for key in ("rope_parameters", "rope_scaling") if given.get(key)]
     for settings in both:
         if not isinstance(settings, dict):
-            raise _fail("rope_parameters", f"is {settings!r}, not an object")
+            raise wrong("rope_parameters", f"is {settings!r}, not an object")
     merged: dict[str, Any] = {"rope_theta": fields.number("rope_theta")}
     explicit = {"rope_theta": given["rope_theta"]} if "rope_theta" in given else {}
     for settings in both:
         for key, value in settings.items():
             key = "rope_type" if key == "type" else key
             if explicit.setdefault(key, value) != value:
-                raise _fail(key, f"is given twice, as {explicit[key]!r} and {value!r}")
+                raise wrong(key, f"is given twice, as {explicit[key]!r} and {value!r}")
     return {**merged, **explicit}
 
 
 def _rope(
-    fields: _Fields, given: Mapping[str, Any]
+    fields: Fields, given: Mapping[str, Any]
 ) -> tuple[float, Llama3RopeScaling | LinearRopeScaling | None]:
     """(theta, scaling)."""
-    settings = _Fields(_rope_settings(fields, given), fields.family)
+    settings = Fields(_rope_settings(fields, given), fields.family)
     kind = settings.data.get("rope_type", "default")
     keys = {"default": (), "linear": ("factor",)}
     keys["llama3"] = (
@@ -199,10 +203,10 @@ def _rope(
         "original_max_position_embeddings",
     )
     if not isinstance(kind, str) or kind not in keys:
-        raise _fail("rope_scaling", f"has type {kind!r}; supported: {', '.join(keys)}")
+        raise wrong("rope_scaling", f"has type {kind!r}; supported: {', '.join(keys)}")
     for key in _rope_settings(fields, given):
         if key not in ("rope_theta", "rope_type", *keys[kind]):
-            raise _fail("rope_scaling", f"of type {kind} has the unsupported field {key!r}")
+            raise wrong("rope_scaling", f"of type {kind} has the unsupported field {key!r}")
     theta = float(settings.number("rope_theta"))
     if kind == "default":
         return theta, None
@@ -211,12 +215,12 @@ def _rope(
         return theta, LinearRopeScaling(factor)
     low, high = settings.number("low_freq_factor"), settings.number("high_freq_factor")
     if low >= high:
-        raise _fail("rope_scaling", "has low_freq_factor not below high_freq_factor")
+        raise wrong("rope_scaling", "has low_freq_factor not below high_freq_factor")
     original = settings.count("original_max_position_embeddings")
     return theta, Llama3RopeScaling(factor, float(low), float(high), original)
 
 
-def _window(fields: _Fields, layers: int) -> dict[str, Any]:
+def _window(fields: Fields, layers: int) -> dict[str, Any]:
     """Window settings; `layer_types`, where given, must be a pattern that we have."""
     first = 0 if fields.family in ("mistral", "gemma2") else layers
     width = fields.optional("sliding_window")
@@ -233,10 +237,10 @@ def _window(fields: _Fields, layers: int) -> dict[str, Any]:
     if not any(slides):
         return {"window": None, "alternate_window": False}
     if width is None:
-        raise _fail("layer_types", "names sliding layers, but sliding_window is null")
+        raise wrong("layer_types", "names sliding layers, but sliding_window is null")
     alternate = fields.family == "gemma2"
     if slides != (alternating if alternate else [True] * layers):
-        raise _fail(
+        raise wrong(
             "max_window_layers" if fields.family == "qwen2" else "layer_types",
             "limits the sliding window to a pattern of layers that is not supported",
         )
@@ -247,10 +251,10 @@ def _check_layer_types(kinds: Any, layers: int) -> None:
     allowed = ("sliding_attention", "full_attention")
     right = isinstance(kinds, list) and len(kinds) == layers
     if not right or any(kind not in allowed for kind in kinds):
-        raise _fail("layer_types", f"is not a list of {layers} items out of {', '.join(allowed)}")
+        raise wrong("layer_types", f"is not a list of {layers} items out of {', '.join(allowed)}")
 
 
-def _gemma2(fields: _Fields) -> dict[str, Any]:
+def _gemma2(fields: Fields) -> dict[str, Any]:
     return {
         "scale_embeddings": True,
         "norm_plus_one": True,
@@ -261,16 +265,16 @@ def _gemma2(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _heads(fields: _Fields) -> dict[str, int]:
+def _heads(fields: Fields) -> dict[str, int]:
     heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
     kv_heads = fields.count("num_key_value_heads", absent=heads)
     if heads % kv_heads:
-        raise _fail("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
+        raise wrong("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
     if fields.data.get("head_dim") is None and hidden % heads:
-        raise _fail("hidden_size", f"is {hidden}, which {heads} heads do not divide")
+        raise wrong("hidden_size", f"is {hidden}, which {heads} heads do not divide")
     head_dim = fields.count("head_dim", absent=hidden // heads)
     if head_dim % 2:
-        raise _fail("head_dim", f"is {head_dim}: rotary positions need an even number")
+        raise wrong("head_dim", f"is {head_dim}: rotary positions need an even number")
     return {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
 
 
@@ -281,12 +285,12 @@ def config_from_json(data: Mapping[str, Any]) -> ModelConfig:
     unknown, or has a value that would change the numbers in a way we do not compute.
     """
     family = _family(data)
-    _refuse_unknown(data, family)
-    fields = _Fields(data, family)
+    refuse_unknown(data, family, _SHARED | _OWN[family])
+    fields = Fields(data, family)
     theta, scaling = _rope(fields, data)
     layers = fields.count("num_hidden_layers")
     if layers > MAX_LAYERS:
-        raise _fail("num_hidden_layers", f"is {layers}; at most {MAX_LAYERS} are believed")
+        raise wrong("num_hidden_layers", f"is {layers}; at most {MAX_LAYERS} are believed")
     gemma = family == "gemma2"
     return ModelConfig(
         vocab_size=fields.count("vocab_size"),
@@ -377,6 +381,15 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
 
 def read_config(path: Path) -> ModelConfig:
     """Read and check a config.json. Raises UserError naming the file."""
+    data = read_object(path)
+    try:
+        return config_from_json(data)
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError naming the file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -385,7 +398,4 @@ def read_config(path: Path) -> ModelConfig:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a JSON object")
-    try:
-        return config_from_json(data)
-    except UserError as error:
-        raise UserError(f"{path.parent}: {error}") from error
+    return data

@@ -1,6 +1,5 @@
 """`open_model`: one door to every kind of model file; `save_model`: the way out."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.parallel.distributed import barrier, first, on_host, spread
 from selfevo_jax.weights.assemble import TensorStore, load_tree
+from selfevo_jax.weights.encoder_files import is_encoder
 from selfevo_jax.weights.gguf_io import GgufFile
 from selfevo_jax.weights.hf_config import config_to_json, read_config
 from selfevo_jax.weights.names import Leaf, leaves
@@ -29,7 +29,7 @@ from selfevo_jax.weights.safetensors_io import (
     write_folder,
 )
 from selfevo_jax.weights.sources import resolve
-from selfevo_jax.weights.storage import atomic_folder, known_sha256
+from selfevo_jax.weights.storage import atomic_folder, files_sha256, known_sha256
 
 _SHARD_BYTES = 5_000_000_000  # as transformers
 _TOKENIZER_FILES = (
@@ -59,8 +59,7 @@ class ModelFiles:
         """SHA-256 in hex: of a GGUF's bytes, or over (name, SHA-256) of a folder's files."""
         if self.path.is_file():
             return known_sha256(self.path)
-        lines = [f"{file.name} {known_sha256(file)}\n" for file in self.files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return files_sha256(self.path, self.files)
 
     def load(
         self, shardings: Mapping[str, Any] | None = None, dtype: DTypeLike = jnp.float32
@@ -72,7 +71,8 @@ class ModelFiles:
 def open_model(source: str | Path) -> ModelFiles:
     """Open a model from any source that `sources.resolve` knows; no weights are read yet.
 
-    Raises UserError when the source, the config or a file's header is not right.
+    Raises UserError when the source, the config or a file's header is not right, and for a
+    sentence encoder, which is opened by `encoder_files.open_encoder`.
     """
     path = resolve(source)
     if path.is_file():
@@ -81,6 +81,11 @@ def open_model(source: str | Path) -> ModelFiles:
     config_path = path / "config.json"
     if not config_path.is_file():
         raise _not_a_model(path)
+    if is_encoder(path):
+        raise UserError(
+            f"{source} is a sentence encoder, which embeds text and writes none: bind it as "
+            "--config.roles.encoder.model, and give a causal language model here"
+        )
     config = read_config(config_path)
     store = SafetensorsFolder(path, tied=config.tie_embeddings)
     return ModelFiles(path, config, store, (config_path, *weight_files(path)))

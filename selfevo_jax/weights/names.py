@@ -1,11 +1,13 @@
 """One table from parameter paths to the names of tensors in Hugging Face and GGUF files.
 
-Every other file of this package asks `leaves(config)`: which parameters a decoder has, their
-shapes in our tree (layers stacked on axis 0, kernels [in, out]) and what they are called.
+Every other file of this package asks `leaves(config)`: which parameters a decoder or an encoder
+has, their shapes in our tree (layers stacked on axis 0, kernels [in, out]) and what they are
+called.
 """
 
 from dataclasses import dataclass
 
+from selfevo_jax.models.bert import BertConfig
 from selfevo_jax.models.config import ModelConfig
 
 Path = tuple[str, ...]
@@ -15,6 +17,8 @@ MAX_LAYERS = 1000  # a config that claims more is broken or hostile; far above a
 @dataclass(frozen=True)
 class Leaf:
     """A parameter of the tree. `hf` and `gguf` hold `{layer}` when `stacked`.
+
+    Encoders are read from Hugging Face files alone: their `gguf` is empty.
 
     `shape` includes the layer axis. `transposed` says that files store [out, in].
     """
@@ -104,8 +108,54 @@ def _layer_leaves(config: ModelConfig) -> list[Leaf]:
     return found
 
 
-def leaves(config: ModelConfig) -> list[Leaf]:
-    """Every parameter of the decoder, in the order in which files list them."""
+def _linear(path: Path, hf: str, layers: int, size_in: int, size_out: int) -> list[Leaf]:
+    """A kernel and a bias in every layer of an encoder."""
+    kernel, bias = (layers, size_in, size_out), (layers, size_out)
+    name = f"encoder.layer.{{layer}}.{hf}"
+    return [
+        Leaf((*path, "kernel"), kernel, f"{name}.weight", "", transposed=True),
+        Leaf((*path, "bias"), bias, f"{name}.bias", ""),
+    ]
+
+
+def _layer_norm(path: Path, hf: str, shape: tuple[int, ...]) -> list[Leaf]:
+    parts = (("scale", "weight"), ("bias", "bias"))
+    return [
+        Leaf((*path, ours), shape, f"{hf}.LayerNorm.{theirs}", "", stacked=len(shape) > 1)
+        for ours, theirs in parts
+    ]
+
+
+def _encoder_leaves(config: BertConfig) -> list[Leaf]:
+    """Every parameter of a BERT that its hidden states depend on."""
+    layers, hidden, inner = config.num_layers, config.hidden_size, config.intermediate_size
+    rows = {
+        "tokens": ("word", config.vocab_size),
+        "positions": ("position", config.max_position),
+        "types": ("token_type", config.token_types),
+    }
+    found = []
+    for ours, (theirs, count) in rows.items():
+        path, hf = (f"embed_{ours}", "embedding"), f"embeddings.{theirs}_embeddings.weight"
+        found.append(Leaf(path, (count, hidden), hf, "", stacked=False))
+    found += _layer_norm(("embed_norm",), "embeddings", (hidden,))
+    for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+        path = ("layers", "attn", f"{ours}_proj")
+        found += _linear(path, f"attention.self.{theirs}", layers, hidden, hidden)
+    out = "attention.output"
+    found += _linear(("layers", "attn", "o_proj"), f"{out}.dense", layers, hidden, hidden)
+    found += _linear(("layers", "mlp", "up_proj"), "intermediate.dense", layers, hidden, inner)
+    found += _linear(("layers", "mlp", "down_proj"), "output.dense", layers, inner, hidden)
+    for ours, theirs in (("attn_norm", out), ("mlp_norm", "output")):
+        name = f"encoder.layer.{{layer}}.{theirs}"
+        found += _layer_norm(("layers", ours), name, (layers, hidden))
+    return found
+
+
+def leaves(config: ModelConfig | BertConfig) -> list[Leaf]:
+    """Every parameter of the decoder, in the order in which files list them, or of the encoder."""
+    if isinstance(config, BertConfig):
+        return _encoder_leaves(config)
     vocab, hidden = config.vocab_size, config.hidden_size
     embedding = Leaf(
         ("embed_tokens", "embedding"),

@@ -72,8 +72,9 @@ def weight_files(folder: Path) -> list[Path]:
 class SafetensorsFolder:
     """The safetensors of a model folder as a `TensorStore`."""
 
-    def __init__(self, folder: Path, tied: bool) -> None:
-        """Check every header. `tied` drops a redundant lm_head, as transformers does."""
+    def __init__(self, folder: Path, tied: bool = False, unused: re.Pattern[str] = _BUFFER) -> None:
+        """Check every header. `tied` drops a redundant lm_head, as transformers does; tensors
+        whose whole name matches `unused` are left out."""
         self.label = str(folder)
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
         for path in weight_files(folder):
@@ -81,8 +82,8 @@ class SafetensorsFolder:
                 self._add(path)
         if not (folder / SINGLE).is_file():
             self._check_index(folder)
-        unused = [name for name in self._entries if _BUFFER.fullmatch(name)]
-        for name in [*unused, *(["lm_head.weight"] if tied else [])]:
+        dropped = [name for name in self._entries if unused.fullmatch(name)]
+        for name in [*dropped, *(["lm_head.weight"] if tied else [])]:
             self._entries.pop(name, None)
 
     def _add(self, path: Path) -> None:

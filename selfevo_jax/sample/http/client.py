@@ -1,7 +1,8 @@
 """`HttpGenerator`: a `Generator` behind which any OpenAI-style server stands.
 
-    endpoint.py  which server      calls.py  one call, repeated     spending.py  the cap
-    wire.py      JSON in and out   pace.py   how often              cache.py     answers on disk
+    endpoint.py  which server      calls.py   one call, repeated    spending.py  the cap
+    wire.py      JSON in and out   pace.py    how often             cache.py     answers on disk
+    settings.py  all of it by name            pricing.py  dry runs  ledger.py    spending on disk
 
 Answers are yielded as they arrive and stored before that, so whatever ends a job (a failure, the
 cap, the user), what was paid for is kept, and the same job goes on from there.
@@ -24,7 +25,11 @@ from selfevo_jax.sample.http.calls import Calls, Limits
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.failures import CallFailed, Passing
 from selfevo_jax.sample.http.flight import Flight, check
-from selfevo_jax.sample.http.spending import Cap, Spending, Usage
+from selfevo_jax.sample.http.ledger import Ledger
+from selfevo_jax.sample.http.pricing import Estimate
+from selfevo_jax.sample.http.settings import ServerSettings
+from selfevo_jax.sample.http.spending import Cap, Price, Spending
+from selfevo_jax.sample.http.usage import Usage
 from selfevo_jax.sample.http.wire import (
     about_prompt_tokens,
     answer_of,
@@ -51,20 +56,6 @@ BodyFor = Callable[[Endpoint, T], dict[str, Any]]
 ReadChoice = Callable[[T, dict[str, Any]], Any]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a job would cost: `cached` requests nothing, the others these tokens.
-
-    `prompt_tokens` is a guess (four bytes a token), `completion_tokens` and `money` the most.
-    """
-
-    requests: int
-    cached: int
-    prompt_tokens: int
-    completion_tokens: int
-    money: float
-
-
 @dataclass
 class Ask:
     """One completion to get: its body, its cache key, and the requests that want it."""
@@ -78,11 +69,12 @@ class HttpGenerator:
     """Completions and scores from a server.
 
     `samples_per_call` > 1 puts consecutive requests that differ only in their seed into one call
-    with `n`: the prompt is paid once, and the answers are those of the first seed. `cap` bounds
-    what this object may spend in all its calls. `cache` is a file of answers by request; refusals
-    are not stored. Text is what the server sends; `Completion.tokens` holds -1 for a token whose
-    id the server does not tell (nothing at all where it does not even tell how many there are),
-    and `logps` is empty unless the endpoint asks for them.
+    with `n`: the prompt is paid once, and the answers are those of the first seed. `cache` is a
+    file of answers by request, and of what was spent; refusals are not stored. `cap` bounds what
+    may be spent on the model by all who share the file; without one, by this object. Text is what
+    the server sends; `Completion.tokens` holds -1 for a token whose id the server does not tell
+    (nothing at all where it does not even tell how many there are), and `logps` is empty unless
+    the endpoint asks for them.
     """
 
     def __init__(
@@ -97,9 +89,10 @@ class HttpGenerator:
         if samples_per_call < 1:
             raise UserError(f"samples_per_call {samples_per_call} must be at least 1")
         self.endpoint, self._limits = endpoint, limits or Limits()
-        self.spending = Spending(endpoint.price, cap or Cap())
         self._samples = samples_per_call
         self._cache = AnswerCache(cache) if cache else None
+        ledger = Ledger(self._cache.database, endpoint.name) if self._cache else None
+        self.spending = Spending(endpoint.price, cap or Cap(), ledger)
         self._calls = Calls(endpoint, self._limits, self.spending)
 
     def __enter__(self) -> HttpGenerator:
@@ -161,11 +154,29 @@ class HttpGenerator:
 
     def price(self, requests: Iterable[Request]) -> Estimate:
         """What `generate` of these requests would cost. Nothing is sent."""
+        return self._estimate(self._batches(map(self._ask, requests)))
+
+    def price_scores(self, requests: Iterable[ScoreRequest]) -> Estimate:
+        """The same of `score`."""
+        return self._estimate(
+            [self._asked(request.id, score_body(self.endpoint, request))] for request in requests
+        )
+
+    def price_labels(self, requests: Iterable[LabelRequest]) -> Estimate:
+        """The same of `labels`."""
+        return self._estimate(
+            [self._asked(request.id, label_body(self.endpoint, request))] for request in requests
+        )
+
+    def _asked(self, id: str, body: dict[str, Any]) -> Ask:
+        return Ask(request_key(self.endpoint.url, body), body, [id])
+
+    def _estimate(self, calls: Iterable[list[Ask]]) -> Estimate:
         count = cached = guess = 0
         most = Usage()
-        for batch in self._batches(map(self._ask, requests)):
-            fresh = [ask for ask in batch if not self._known(ask)]
-            count, cached = count + len(batch), cached + len(batch) - len(fresh)
+        for asks in calls:
+            fresh = [ask for ask in asks if not self._known(ask)]
+            count, cached = count + len(asks), cached + len(asks) - len(fresh)
             if fresh:
                 body = fresh[0].body | {"n": len(fresh)}
                 most += most_usage(body, self.endpoint.limit_field)
@@ -262,3 +273,15 @@ class HttpGenerator:
         if self._cache:
             self._cache.put(key, choice)
         return choice
+
+
+def open_server(
+    endpoint: Endpoint, settings: ServerSettings, folder: Path, concurrency: int = 8
+) -> HttpGenerator:
+    """The client of a server for a job that has a `folder`, with `concurrency` calls at a time."""
+    return HttpGenerator(
+        replace(endpoint, price=Price(settings.price_in, settings.price_out)),
+        limits=Limits(concurrency, settings.per_minute),
+        cap=Cap(settings.cap_tokens, settings.cap_money),
+        cache=settings.file(folder),
+    )

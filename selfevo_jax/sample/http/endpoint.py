@@ -52,6 +52,11 @@ class Endpoint:
             raise UserError(f"a key is not sent over plain http to {parts.hostname}; use https")
 
     @property
+    def name(self) -> str:
+        """The server and the model, as commands write them."""
+        return f"{self.base_url}#{self.model}"
+
+    @property
     def url(self) -> str:
         """Where requests are posted."""
         return self.base_url + PATHS[self.api]

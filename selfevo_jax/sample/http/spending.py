@@ -2,7 +2,8 @@
 
 Before a call is sent, the most that it can cost is set aside; the server's own count replaces
 that afterwards. So the cap holds whatever number of calls is under way. A call whose answer was
-lost (time-out, cut-off body) may have been billed: it counts in full, as `uncertain`.
+lost (time-out, cut-off body) may have been billed: it counts in full, as `uncertain`. With a
+ledger, the cap is one on what all starts of a job have spent.
 """
 
 from __future__ import annotations
@@ -11,26 +12,10 @@ import threading
 from dataclasses import dataclass
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.sample.http.ledger import Ledger
+from selfevo_jax.sample.http.usage import Usage
 
 MILLION = 1_000_000
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one or more calls."""
-
-    prompt: int = 0
-    completion: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.completion
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt + other.prompt, self.completion + other.completion)
-
-    def __sub__(self, other: Usage) -> Usage:
-        return Usage(self.prompt - other.prompt, self.completion - other.completion)
 
 
 @dataclass(frozen=True)
@@ -59,25 +44,32 @@ class Cap:
     tokens: int | None = None
     money: float | None = None
 
+    def __str__(self) -> str:
+        limits = {"tokens": self.tokens, "in money": self.money}
+        return " and ".join(f"{n} {what}" for what, n in limits.items() if n is not None)
+
 
 class CapReached(UserError):
     """The next call could go beyond the cap, so it was not sent."""
 
 
 class Spending:
-    """Shared by all threads of a client: what is spent, and what is set aside."""
+    """Shared by all threads of a client: what is spent, and what is set aside.
 
-    def __init__(self, price: Price, cap: Cap) -> None:
+    `spent`, `uncertain` and `calls` are this client's own; what was spent before is in the ledger.
+    """
+
+    def __init__(self, price: Price, cap: Cap, ledger: Ledger | None = None) -> None:
         if cap.money is not None and price == FREE:
             raise UserError("a cap on money needs the model's prices; give a Price")
-        self.price, self.cap = price, cap
+        self.price, self.cap, self._ledger = price, cap, ledger
         self.spent, self.uncertain, self.calls = Usage(), Usage(), 0
         self._aside = Usage()
         self._changed = threading.Condition()
 
     @property
     def money(self) -> float:
-        """What was spent so far, uncertain calls included."""
+        """What this client has spent so far, uncertain calls included."""
         return self.price.of(self.spent + self.uncertain)
 
     def set_aside(self, most: Usage) -> None:
@@ -86,7 +78,7 @@ class Spending:
         Whoever calls this calls `settle` with the same `most` afterwards.
         """
         with self._changed:
-            while not self._fits(self.spent + self.uncertain + self._aside + most):
+            while not self._counted(most):
                 if not self._aside.total:
                     raise CapReached(self._message(most))
                 self._changed.wait()
@@ -95,6 +87,8 @@ class Spending:
     def settle(self, most: Usage, used: Usage, *, certain: bool = True) -> None:
         """Replaces what was set aside by what was used (nothing, for a call that was refused)."""
         with self._changed:
+            if self._ledger:
+                self._ledger.settle(most, used, certain=certain)
             self._aside -= most
             if certain:
                 self.spent += used
@@ -103,6 +97,12 @@ class Spending:
                 self.uncertain += used
             self._changed.notify_all()
 
+    def _counted(self, most: Usage) -> bool:
+        """Whether `most` fits; the ledger counts it at once, since others read there."""
+        if self._ledger:
+            return self._ledger.set_aside(most, self._fits)
+        return self._fits(self.spent + self.uncertain + self._aside + most)
+
     def _fits(self, usage: Usage) -> bool:
         tokens, money = self.cap.tokens, self.cap.money
         return (tokens is None or usage.total <= tokens) and (
@@ -110,9 +110,14 @@ class Spending:
         )
 
     def _message(self, most: Usage) -> str:
-        done = self.spent + self.uncertain
+        done = self._ledger.total() if self._ledger else self.spent + self.uncertain
+        kept = f", all starts together, as kept in {self._ledger.place}" if self._ledger else ""
         return (
-            f"the spending cap is reached: {done.total} tokens ({self.money:.4f}) are spent, the "
-            f"next call could take {most.total} more ({self.price.of(most):.4f}), and the cap is "
-            f"{self.cap}; finished answers are kept, raise the cap to go on"
+            f"the spending cap is reached: {self._told(done)} are spent{kept}; the next call could "
+            f"take {self._told(most)} more, and the cap is {self.cap}. Finished answers are kept: "
+            "raise cap_tokens or cap_money and run again to go on"
         )
+
+    def _told(self, usage: Usage) -> str:
+        money = "" if self.price == FREE else f" ({self.price.of(usage):.4f} in money)"
+        return f"{usage.total} tokens{money}"

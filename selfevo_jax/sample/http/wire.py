@@ -11,7 +11,7 @@ from typing import Any
 from selfevo_jax.errors import UserError
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.failures import CallFailed, Passing
-from selfevo_jax.sample.http.spending import Usage
+from selfevo_jax.sample.http.usage import Usage
 from selfevo_jax.sample.protocol import (
     Completion,
     LabelRequest,
