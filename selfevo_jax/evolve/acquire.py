@@ -6,14 +6,12 @@ arXiv:1708.00489) and facility location (greedy). All are pure; ties go to the e
 """
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from selfevo_jax.evolve.tables import accuracy, answers_by_policy, gain
-from selfevo_jax.records import Answer, Example, Prompt, Row, Sample, Vector
+from selfevo_jax.records import Example, Prompt, Row, Sample, Vector
 
 # Strategy -> (statistic of a reply, +1 where large values are wanted).
 UNCERTAINTY = {
@@ -25,7 +23,6 @@ UNCERTAINTY = {
     "max_uncertainty": ("max_entropy", 1),
 }
 DIVERSITY = ("k_centre", "facility_location")
-_LINE = re.compile(r"(\w+)-(\d+)\.")  # of the study: strategy and m, as in random-2.round_02
 STRATEGIES = ("random", *UNCERTAINTY, *DIVERSITY)
 
 
@@ -134,26 +131,6 @@ COVER: dict[str, Cover] = {"k_centre": k_centre, "facility_location": facility_l
 def _distances(a_nd: np.ndarray, b_md: np.ndarray) -> np.ndarray:
     squares = (a_nd**2).sum(1)[:, None] + (b_md**2).sum(1)[None] - 2 * a_nd @ b_md.T
     return np.sqrt(np.maximum(squares, 0.0))
-
-
-def study(answers: Sequence[Answer]) -> list[Row]:
-    """The table of `accuracy`, with strategy, m, and the gain over chance at the same m."""
-    by_policy = answers_by_policy(answers)
-    rows = []
-    for row in accuracy(answers):
-        named = _LINE.match(row.values["policy"])
-        if named is None:
-            rows.append(row)
-            continue
-        strategy, m = named[1], int(named[2])
-        values = {"strategy": strategy, "m": m, **row.values}
-        chance = next((p for p in by_policy if p.startswith(f"random-{m}.")), None)
-        if chance and strategy != "random":
-            mine, theirs = by_policy[row.values["policy"]], by_policy[chance]
-            over = gain([(theirs[key].correct, answer.correct) for key, answer in mine.items()])
-            values |= {f"over_random{name.removeprefix('gain')}": v for name, v in over.items()}
-        rows.append(Row.make(source_id=row.source_id, values=values))
-    return rows
 
 
 def _chosen(prompt: Prompt, rank: int, strategy: str, score: float) -> Row:

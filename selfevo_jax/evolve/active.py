@@ -17,7 +17,6 @@ from selfevo_jax.evolve.acquire import (
     by_diversity,
     by_uncertainty,
     spread_over,
-    study,
     without_near_copies,
 )
 from selfevo_jax.evolve.lessons import gold_lesson
@@ -36,6 +35,7 @@ from selfevo_jax.evolve.run import (
     sampling,
     together,
 )
+from selfevo_jax.evolve.tables import study
 
 
 def defaults() -> dict[str, Any]:

@@ -44,7 +44,7 @@ def find_trained(workdir: Path, policy: str | None) -> Trained:
     if not (workdir / "run.json").is_file():
         raise UserError(f"{workdir} is not the workdir of a run: it has no run.json")
     run = read_json(workdir / "run.json")
-    best = run.get("best") if run.get("finished") else UNFINISHED
+    best = UNFINISHED if run.get("finished") is False else run.get("best")
     name, adapter = _adapter(workdir, run["policies"], policy or best)
     StageFolder(workdir / Path(adapter).parent).verify()
     quant = read_json(workdir / "config.json")["compute"].get("quant", "none")

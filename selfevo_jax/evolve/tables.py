@@ -1,10 +1,13 @@
 """The tables that methods end with: who was right how often, and what that gained."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfevo_jax.evaluate.stats import paired_difference, wilson_interval
 from selfevo_jax.records import Answer, Row
+
+_LINE = re.compile(r"(\w+)-(\d+)\.")  # of the study: strategy and m, as in random-2.round_02
 
 
 def accuracy(answers: Sequence[Answer]) -> list[Row]:
@@ -18,6 +21,26 @@ def accuracy(answers: Sequence[Answer]) -> list[Row]:
     first = next(iter(by_policy.values()), {})
     marked = any(answer.score != answer.correct for answer in answers)
     return [_policy(name, found, first, marked) for name, found in by_policy.items()]
+
+
+def study(answers: Sequence[Answer]) -> list[Row]:
+    """The table of `accuracy`, with strategy, m, and the gain over chance at the same m."""
+    by_policy = answers_by_policy(answers)
+    rows = []
+    for row in accuracy(answers):
+        named = _LINE.match(row.values["policy"])
+        if named is None:
+            rows.append(row)
+            continue
+        strategy, m = named[1], int(named[2])
+        values = {"strategy": strategy, "m": m, **row.values}
+        chance = next((p for p in by_policy if p.startswith(f"random-{m}.")), None)
+        if chance and strategy != "random":
+            mine, theirs = by_policy[row.values["policy"]], by_policy[chance]
+            over = gain([(theirs[key].correct, answer.correct) for key, answer in mine.items()])
+            values |= {f"over_random{name.removeprefix('gain')}": v for name, v in over.items()}
+        rows.append(Row.make(source_id=row.source_id, values=values))
+    return rows
 
 
 def answers_by_policy(answers: Sequence[Answer]) -> dict[str, dict[str, Answer]]:

@@ -12,9 +12,9 @@ from selfevo_jax.evolve.acquire import (
     k_centre,
     spread_over,
     statistics,
-    study,
     without_near_copies,
 )
+from selfevo_jax.evolve.tables import study
 from selfevo_jax.records import Answer, Example, Prompt, Row, Sample, Vector
 
 

@@ -134,6 +134,18 @@ def test_pieces_that_a_killed_run_left_are_removed(url, folder):
     assert {path.rpartition("/")[2] for path in second._paths("pieces")} == state.pieces
 
 
+@pytest.mark.parametrize("content", [b"\n", b"a\r", b"a\r\n\r", b"\r\n--==0==\n", b"\0\n\n"])
+def test_bytes_come_back_as_they_were(url, tmp_path, content):
+    """Whatever they end in: the emulator behind the tests once took line ends away."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "file").write_bytes(content)
+    bucket = Bucket(url)
+    state = saved(bucket, bucket.claim(quiet)[0], folder)
+    bucket.fetch(state, tmp_path / "copy")
+    assert (tmp_path / "copy" / "file").read_bytes() == content
+
+
 @pytest.mark.parametrize("how", ["flipped", "missing"])
 def test_a_damaged_piece_is_named(url, folder, tmp_path, how):
     bucket = Bucket(url)
