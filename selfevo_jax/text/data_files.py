@@ -295,12 +295,13 @@ def _read_sharegpt(row: Row, place: str) -> Parts:
     _check_fields(row, {"conversations": list}, place)
     turns = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     for index, turn in enumerate(row["conversations"], start=1):
-        if not isinstance(turn, dict) or turn.get("from") not in _SHAREGPT_ROLES:
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
             raise UserError(
                 f"{place}: turn {index} of 'conversations' must have a 'from' out of "
                 f"{', '.join(_SHAREGPT_ROLES)} and a 'value'"
             )
-        turns.append({"role": _SHAREGPT_ROLES[turn["from"]], "content": turn.get("value")})
+        turns.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
     check_messages(turns, place)
     return _last_turn(turns, place)
 

@@ -168,6 +168,7 @@ def test_repeated_ids_are_refused_by_line(tmp_path):
         ({"instruction": "i", "output": "o", "history": [1]}, "pairs"),
         ({"conversations": "x"}, "must be a list"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "turn 1 of 'conversations'"),
+        ({"conversations": [{"from": [], "value": "x"}]}, "turn 1 of 'conversations'"),
         ({"conversations": [{"from": "human"}, {"from": "gpt", "value": "x"}]}, "not a text"),
         ({"text": None}, "must be a str"),
     ],
