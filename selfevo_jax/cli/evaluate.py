@@ -62,10 +62,12 @@ def _add_lesser(parser: argparse.ArgumentParser) -> None:
 
 def _limit(text: str) -> float:
     """A number of questions, or a share of them as the harness takes it."""
-    share = float(text)
-    if not 0 < share < 1:
-        return int(text)
-    return share
+    try:
+        share = float(text)
+        return share if 0 < share < 1 else int(text)
+    except ValueError as error:
+        reason = f"{text!r} is neither a number of questions nor a share below 1"
+        raise argparse.ArgumentTypeError(reason) from error
 
 
 def _batch_size(text: str) -> int:

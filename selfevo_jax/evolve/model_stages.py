@@ -331,15 +331,8 @@ class ModelStages(PureStages):
         )
         return self._trained(name, folder, content, start)
 
-    def merge(
-        self,
-        policies: Sequence[Policy],
-        *,
-        how: str = "ties",
-        density: float = 0.2,
-        name: str = "merge",
-    ) -> Policy:
-        """The base with the adapters of several policies merged; see `selfevo_jax.models.merge`."""
+    def _merged(self, policies: Sequence[Policy], how: str, density: float, name: str) -> Policy:
+        """See `Run.merge`."""
         folder, content = self.files(
             name,
             lambda path, advance: self.backend.merge(policies, how, density, path),

@@ -170,10 +170,7 @@ class Run(ModelStages):
         Raises UserError when it has collapsed.
         """
         policy = self._fitted(examples, start, reference or start, objective, learn, name, carry)
-        if self.config.gauges.questions:
-            with self.within(name):
-                self._gauge(policy)
-        return policy
+        return self._gauged(policy, name)
 
     def merge(
         self,
@@ -187,11 +184,7 @@ class Run(ModelStages):
 
         It is gauged as one that was trained.
         """
-        merged = super().merge(policies, how=how, density=density, name=name)
-        if self.config.gauges.questions:
-            with self.within(name):
-                self._gauge(merged)
-        return merged
+        return self._gauged(self._merged(policies, how, density, name), name)
 
     def choose(self, policies: Iterable[Policy], values: View, *, name: str = "choose") -> Policy:
         """The policy with the highest `value` in rows whose `source_id` are the policies' names."""
@@ -246,6 +239,12 @@ class Run(ModelStages):
         self.best = result
         if result is not None:
             self._best(self._stands[result.name][0] if result.name in self._stands else result)
+
+    def _gauged(self, policy: Policy, name: str) -> Policy:
+        if self.config.gauges.questions:
+            with self.within(name):
+                self._gauge(policy)
+        return policy
 
     def _gauge(self, policy: Policy) -> None:
         """Replies drawn from a policy, their likelihood by it and by the base, and the limits."""

@@ -148,7 +148,10 @@ def lettered(generator: Generator, policy: str, task: Task, begin: str) -> Work:
             for item in items:
                 letters = letters_shown(item.value)
                 if not letters:
-                    raise UserError(f"{task.name}: prompt {item.id} shows no options with letters")
+                    raise UserError(
+                        f"{task.name}: prompt {item.id} shows no options with letters to weigh; "
+                        "take a task of multiple choice, or --config.weigh_letters=false"
+                    )
                 waiting[item.id] = item, letters
                 yield LabelRequest(item.id, item.value.messages, letters, begin + LEAD)
 

@@ -346,8 +346,8 @@ def test_out_may_be_a_json_file(command, tmp_path):
     ("more", "message"),
     [
         (["--limit=0"], "--limit 0 must be at least 1"),
-        (["--limit=-0.5"], "invalid _limit value"),
-        (["--limit=1.5"], "invalid _limit value"),
+        (["--limit=-0.5"], "neither a number of questions nor a share"),
+        (["--limit=1.5"], "neither a number of questions nor a share"),
         (["--gen_kwargs=temprature=1"], "did you mean temperature"),
         (["--gen_kwargs=top_k=x"], "--gen_kwargs top_k=x"),
         (["--num_fewshot=5"], "no file"),
