@@ -22,7 +22,8 @@ from ml_collections import FrozenConfigDict
 
 from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.backend import JaxBackend, JaxModel, reply_examples
+from selfevo_jax.evolve.backend import JaxBackend, reply_examples
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
@@ -92,10 +93,15 @@ class TorchBackend(JaxBackend):
     trainer_version = TRAINER_VERSION
 
     def __init__(
-        self, config: FrozenConfigDict, progress: Progress, group: Group | None = None
+        self,
+        config: FrozenConfigDict,
+        progress: Progress,
+        workdir: Path | None = None,
+        *,
+        group: Group | None = None,
     ) -> None:
         """`group`: the processes that train; None: chosen from the machine."""
-        super().__init__(config, progress)
+        super().__init__(config, progress, workdir)
         # JAX only plans and draws numbers here; on a GPU it would take most of the memory.
         if not jax.config.jax_platforms:
             jax.config.update("jax_platforms", "cpu")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.lora import Adapter
+from selfevo_jax.sample.engine import check_model
 from selfevo_jax.sample.memory import cache_lengths
 from selfevo_jax.sample.protocol import (
     Completion,
@@ -15,7 +16,7 @@ from selfevo_jax.sample.protocol import (
     Score,
     ScoreRequest,
 )
-from selfevo_jax.sample.queue import Queue
+from selfevo_jax.sample.queue import Queue, numbered
 from selfevo_jax.sample.reader import Reader
 from selfevo_jax.sample.session import Session
 from selfevo_jax.text.tokenizer import Tokenizer
@@ -23,15 +24,14 @@ from selfevo_jax.torch_backend.lora import Lora
 from selfevo_jax.torch_backend.memory import TorchMemory
 from selfevo_jax.torch_backend.model import Decoder
 
-_ADAPTERS = {None: -1}  # the one adapter acts by itself; requests can name no other
-
 
 class TorchGenerator:
     """A `Generator` that decodes up to `slots` requests together.
 
-    A completion depends on its request, `slots` and `max_length`, not on the other requests;
-    drawn tokens differ from `JaxGenerator`'s, whose random numbers are others. Beam search and
-    named adapters are refused with a UserError, as are numbers that do not suit the model.
+    `adapter` acts for requests that name none, and one of `adapters` for those that name it; all
+    are decoded together. A completion depends on its request, `slots`, `max_length` and the
+    adapters, not on the other requests; drawn tokens differ from `JaxGenerator`'s, whose random
+    numbers are others. Raises `UserError` for numbers that do not suit the model.
     """
 
     def __init__(
@@ -40,27 +40,31 @@ class TorchGenerator:
         tokenizer: Tokenizer,
         *,
         adapter: Adapter | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
         slots: int = 32,
         max_length: int = 1024,
         prompt_rows: int = 8,
         steps: int = 8,
     ) -> None:
-        _check(decoder, tokenizer, slots, max_length)
+        check_model(decoder.config, tokenizer, max_length)
+        if slots < 1 or prompt_rows < 1:
+            raise UserError(f"slots {slots} and prompt_rows {prompt_rows} must be at least 1")
         self._decoder, self._tokenizer = decoder, tokenizer
         self._slots, self._steps, self._prompt_rows = slots, steps, prompt_rows
         self.max_length = max_length
-        self._lora = None if adapter is None else Lora(decoder, adapter)
+        known, self._adapters = numbered(adapter, adapters)
+        self._loras = [Lora(decoder, one) for one in known]
 
     def close(self) -> None:
-        """Takes the adapter out of the decoder; the generator is of no more use."""
-        if self._lora is not None:
-            self._lora.remove()
+        """Takes the adapters out of the decoder; the generator is of no more use."""
+        for lora in self._loras:
+            lora.remove()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """One completion for every request, in order of finishing; `requests` is read lazily."""
         queue = Queue(
-            map(_without_beams, requests), self._tokenizer,
-            lengths=cache_lengths(self.max_length), adapters=_ADAPTERS, slots=self._slots,
+            requests, self._tokenizer,
+            lengths=cache_lengths(self.max_length), adapters=self._adapters, slots=self._slots,
             max_length=self.max_length, window=4 * max(self._slots, self._prompt_rows),
         )  # fmt: skip
         session = Session(
@@ -80,32 +84,7 @@ class TorchGenerator:
         yield from self._reader().labels(self._memory(0), requests)
 
     def _memory(self, slots: int) -> TorchMemory:
-        return TorchMemory(self._decoder, self._lora, slots, self._prompt_rows, self.max_length)
+        return TorchMemory(self._decoder, self._loras, slots, self._prompt_rows, self.max_length)
 
     def _reader(self) -> Reader:
-        return Reader(self._tokenizer, self.max_length, self._prompt_rows, _ADAPTERS)
-
-
-def _without_beams(request: Request) -> Request:
-    if request.sampling.num_beams > 1:
-        raise UserError(
-            f"request {request.id}: backend=torch has no beam search; leave sampling.num_beams "
-            "out, or use backend=jax"
-        )
-    return request
-
-
-def _check(decoder: Decoder, tokenizer: Tokenizer, slots: int, max_length: int) -> None:
-    config = decoder.config
-    if not 2 <= max_length <= config.max_position:
-        raise UserError(
-            f"max_length {max_length} must be at least 2 and at most the model's "
-            f"{config.max_position}"
-        )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
-            "they do not belong together"
-        )
-    if slots < 1:
-        raise UserError(f"slots {slots} must be at least 1")
+        return Reader(self._tokenizer, self.max_length, self._prompt_rows, self._adapters)

@@ -6,10 +6,11 @@ LoRA goes through peft: its modules hold A [r, in] and B [out, r] in float32.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from peft.functional import delete_adapter
 from peft.tuners.lora import LoraLayer
+from torch.utils.hooks import RemovableHandle
 
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.torch_backend.model import Decoder, numpy, tensor
@@ -96,7 +98,7 @@ def base_slots(decoder: Decoder) -> list[Slot]:
 
 
 class Lora:
-    """An adapter in a decoder, beside others; it acts only inside `acting`.
+    """An adapter in a decoder, beside others; it acts only inside `acting` or `mixed`.
 
     `slots` are its parameters. `remove` takes it out again.
     """
@@ -115,9 +117,25 @@ class Lora:
         with _only(self._module, self._name):
             yield
 
+    def hooks(self, rows_b11: torch.Tensor) -> Iterator[RemovableHandle]:
+        """Until they are removed, this adapter adds its part to the rows that are set."""
+        for layer in _layers(self._module):
+            if self._name in layer.lora_A:
+                yield layer.register_forward_hook(functools.partial(self._add, rows_b11))
+
+    def _add(
+        self, rows_b11: torch.Tensor, layer: LoraLayer, given: tuple, out_bto: torch.Tensor
+    ) -> torch.Tensor:
+        low, high = layer.lora_A[self._name], layer.lora_B[self._name]
+        part_bto = high(low(given[0].to(low.weight.dtype))) * layer.scaling[self._name]
+        return torch.where(rows_b11, (out_bto + part_bto).to(out_bto.dtype), out_bto)
+
     def remove(self) -> None:
         """Takes the adapter out; it must not be acting."""
-        delete_adapter(self._module, self._name, "lora_")
+        with warnings.catch_warnings():
+            # peft warns that another one is now the active one; none acts but inside a block.
+            warnings.filterwarnings("ignore", message="Adapter .* was active")
+            delete_adapter(self._module, self._name, "lora_")
 
     def _inject(self, adapter: Adapter) -> list[Slot]:
         flat = flatten_dict(dict(adapter.params))
@@ -157,6 +175,24 @@ def attached(decoder: Decoder, adapter: Adapter | None) -> Iterator[list[Slot]]:
             yield lora.slots
     finally:
         lora.remove()
+
+
+@contextlib.contextmanager
+def mixed(
+    decoder: Decoder, loras: Sequence[Lora], choice_b: Sequence[int] | np.ndarray
+) -> Iterator[None]:
+    """Inside the block adapter `loras[choice_b[b]]` acts on row b of a batch; -1: none does.
+
+    peft's own mixed batches take each adapter's rows out of the batch: a product's shape, and
+    its last bits, would follow from the other rows. Here each chosen adapter reads all rows.
+    """
+    with _only(decoder.module, None), contextlib.ExitStack() as hooks:
+        for number, lora in enumerate(loras):
+            rows_b11 = torch.tensor(np.equal(choice_b, number), device=decoder.device)
+            if number in choice_b:
+                for hook in lora.hooks(rows_b11[:, None, None]):
+                    hooks.enter_context(hook)
+        yield
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from selfevo_jax.sample.device import Out, Rows
 from selfevo_jax.sample.memory import TextScore, cache_lengths
 from selfevo_jax.sample.prompts import Passage
 from selfevo_jax.sample.select import Around
-from selfevo_jax.torch_backend.lora import Lora, attached
+from selfevo_jax.torch_backend.lora import Lora, mixed
 from selfevo_jax.torch_backend.model import Decoder, Layout
 from selfevo_jax.torch_backend.select import next_tokens, penalised, uniforms
 
@@ -60,9 +60,9 @@ class TorchMemory:
     """Caches for `slots` decoding rows and `prompts` prompts of up to `max_length` tokens."""
 
     def __init__(
-        self, decoder: Decoder, lora: Lora | None, slots: int, prompts: int, max_length: int
+        self, decoder: Decoder, loras: Sequence[Lora], slots: int, prompts: int, max_length: int
     ) -> None:
-        self._decoder, self._lora = decoder, lora
+        self._decoder, self._loras = decoder, loras
         self._slots, self._prompts = slots, prompts
         self._lengths = cache_lengths(max_length)
         self._length = 0
@@ -86,8 +86,8 @@ class TorchMemory:
             if len(passage.tokens) > 1:
                 tokens_bt = self._tensor([passage.tokens[:-1]])
                 positions_bt = torch.arange(tokens_bt.shape[1], device=tokens_bt.device)[None]
-                rows = slice(row, row + 1)
-                self._cached(self._prompt_cache, rows, tokens_bt, positions_bt)
+                rows, adapter_b = slice(row, row + 1), [passage.adapter]
+                self._cached(self._prompt_cache, rows, tokens_bt, positions_bt, adapter_b)
         return list(range(len(passages)))
 
     def place(self, rows: Sequence[int], prompts: Sequence[int]) -> None:
@@ -111,7 +111,7 @@ class TorchMemory:
         for _ in range(steps):
             if not live_b.any():
                 break
-            scores_bv = self._scores(token_b, position_b)
+            scores_bv = self._scores(token_b, position_b, rows.adapter_b)
             lowered = scores_bv
             if seen_bv is not None:
                 lowered = penalised(scores_bv, seen_bv, rows.penalty_b)
@@ -126,13 +126,24 @@ class TorchMemory:
         return _out(columns, top), live_b
 
     @torch.no_grad()
+    def expand(
+        self, rows: Rows, copies: Sequence[tuple[int, int]], top: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Memory.expand`: a step of beam search, after `copies` (row, source) of rows."""
+        for layer in (*self._row_cache.keys, *self._row_cache.values):
+            layer[[row for row, _ in copies]] = layer[[source for _, source in copies]]
+        scores_bv = self._scores(rows.token_b, rows.position_b, rows.adapter_b)
+        best_bk, ids_bk = _likeliest(scores_bv.log_softmax(-1), top)
+        return ids_bk.cpu().numpy(), best_bk.cpu().numpy()
+
+    @torch.no_grad()
     def score(
         self, passages: Sequence[Passage], starts: Sequence[int], top: int = 0
     ) -> list[TextScore]:
         """Log-probabilities of the tokens from `start` >= 1 on, and the `top` likeliest there."""
         found = []
         for passage, start in zip(passages, starts, strict=True):
-            logps_tv = self._logps(passage.tokens[:-1])[start - 1 :]
+            logps_tv = self._logps(passage.tokens[:-1], passage.adapter)[start - 1 :]
             targets = self._tensor(passage.tokens[start:])
             logps = logps_tv.gather(1, targets[:, None])[:, 0].tolist()
             best, ids = logps_tv.topk(top, -1)
@@ -147,37 +158,42 @@ class TorchMemory:
     ) -> list[tuple[float, ...]]:
         """The log-probability of every token of `ids[i]` right after passage i."""
         return [
-            tuple(self._logps(passage.tokens)[-1][list(wanted)].tolist())
+            tuple(self._logps(passage.tokens, passage.adapter)[-1][list(wanted)].tolist())
             for passage, wanted in zip(passages, ids, strict=True)
         ]
 
     def _tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._decoder.device)
 
-    def _acting(self) -> contextlib.AbstractContextManager:
+    def _acting(self, adapter_b: Sequence[int] | np.ndarray) -> contextlib.AbstractContextManager:
         self._decoder.module.eval()
-        return attached(self._decoder, None) if self._lora is None else self._lora.acting()
+        return mixed(self._decoder, self._loras, adapter_b)
 
-    def _logps(self, tokens: Sequence[int]) -> Tensor:
+    def _logps(self, tokens: Sequence[int], adapter: int) -> Tensor:
         """What each place says of the next token, float32 [t, v]; no cache is used."""
         tokens_bt = self._tensor([tokens])
         layout = _plain(torch.arange(len(tokens), device=tokens_bt.device)[None])
-        with self._acting():
+        with self._acting([adapter]):
             hidden_btd = self._decoder.hidden(tokens_bt, layout, layout)
         return self._decoder.logits(hidden_btd)[0].log_softmax(-1)
 
-    def _scores(self, token_b: np.ndarray, position_b: np.ndarray) -> Tensor:
+    def _scores(self, token_b: np.ndarray, position_b: np.ndarray, adapter_b: np.ndarray) -> Tensor:
         tokens_bt, positions_bt = self._tensor(token_b)[:, None], self._tensor(position_b)[:, None]
-        hidden_btd = self._cached(self._row_cache, slice(None), tokens_bt, positions_bt)
+        hidden_btd = self._cached(self._row_cache, slice(None), tokens_bt, positions_bt, adapter_b)
         return self._decoder.logits(hidden_btd)[:, 0]
 
     def _cached(
-        self, cache: RowCache, rows: slice, tokens_bt: Tensor, positions_bt: Tensor
+        self,
+        cache: RowCache,
+        rows: slice,
+        tokens_bt: Tensor,
+        positions_bt: Tensor,
+        adapter_b: Sequence[int] | np.ndarray,
     ) -> Tensor:
         cache.write_at(rows, positions_bt)
         places_bs = torch.arange(self._length, device=tokens_bt.device)
         places_bs = places_bs.expand(tokens_bt.shape[0], -1)
-        with self._acting():
+        with self._acting(adapter_b):
             return self._decoder.hidden(tokens_bt, _plain(positions_bt), _plain(places_bs), cache)
 
 
@@ -192,11 +208,16 @@ def _described(scores_bv: Tensor, chosen_b: Tensor, live_b: np.ndarray, top: int
     logp_b = logps_bv.gather(1, chosen_b[:, None])[:, 0]
     column = [np.where(live_b, chosen_b.cpu().numpy(), -1), logp_b.cpu().numpy()]
     if top:
-        best_bk, ids_bk = logps_bv.topk(min(top, logps_bv.shape[1]), -1)
+        best_bk, ids_bk = _likeliest(logps_bv, top)
         entropy_b = -(logps_bv.exp() * logps_bv).sum(-1)
         margin_b = best_bk[:, 0].exp() - best_bk[:, 1].exp()
         column += [x.cpu().numpy() for x in (ids_bk, best_bk, entropy_b, margin_b)]
     return tuple(column)
+
+
+def _likeliest(logps_bv: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The `top` largest log-probabilities [b, k] and their tokens; fewer in a small vocabulary."""
+    return logps_bv.topk(min(top, logps_bv.shape[1]), -1)
 
 
 def _out(columns: list[tuple], top: int) -> Out:

@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
     join_group(device)
     first = torch.distributed.get_rank() == 0
     config, progress = FrozenConfigDict(job["config"]), Progress(Console(file=sys.stdout))
-    backend = TorchBackend(config, progress, ALONE)
+    backend = TorchBackend(config, progress, group=ALONE)
     counts = backend.fit_here(
         read_examples(folder / "examples.jsonl", job["kind"]),
         fitting_from(job["fitting"]),
