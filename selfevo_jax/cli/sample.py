@@ -8,8 +8,8 @@ from typing import Any
 from selfevo_jax.cli.common import add_compute, add_model, compute_settings, nothing_left, verb
 from selfevo_jax.errors import UserError
 
-ARENA_HARD = "arena_hard"
-SHAPES = ("alpaca_eval", ARENA_HARD)
+ARENA_HARD, MT_BENCH = "arena_hard", "mt_bench"
+SHAPES = ("alpaca_eval", ARENA_HARD, MT_BENCH)
 
 
 def add(verbs) -> None:
@@ -27,10 +27,11 @@ def add(verbs) -> None:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL with prompts")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSONL instead of the screen")
     parser.add_argument(
-        "--answers-as", choices=SHAPES, help="--out as an answer file that judge winrate reads"
+        "--answers-as", choices=SHAPES, help="--out as an answer file that `selfevo judge` reads"
     )
     parser.add_argument("--n", type=int, default=1, help="completions per prompt (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (%(default)s)")
+    hotter = "0: greedy (1; as mt_bench: that of the category)"
+    parser.add_argument("--temperature", type=float, help=hotter)
     parser.add_argument("--top-k", type=int, default=0, help="0: all (%(default)s)")
     parser.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(%(default)s)")
@@ -43,15 +44,17 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     nothing_left(rest)
     from rich.console import Console
 
-    from selfevo_jax.evolve.backend import JaxModel
+    from selfevo_jax.evolve.jax_model import JaxModel
     from selfevo_jax.evolve.progress import Progress
 
     if arguments.answers_as and (arguments.out is None or arguments.n != 1):
         raise UserError("--answers-as needs --out=FILE and one answer a prompt (--n=1)")
     progress = Progress(Console(stderr=True, highlight=False))
     model = JaxModel(arguments.model, compute_settings(arguments), progress)
-    prompts = list(_prompts(arguments))
     generator = model.generator(Path(arguments.adapter) if arguments.adapter else None)
+    if arguments.answers_as == MT_BENCH:
+        return _answer_mt_bench(arguments, generator)
+    prompts = list(_prompts(arguments))
     completions = generator.generate(_requests(arguments, prompts))
     if arguments.answers_as:
         _write_answers(arguments, prompts, completions)
@@ -62,17 +65,31 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _answer_mt_bench(arguments: argparse.Namespace, generator: Any) -> int:
+    from selfevo_jax.cli import mt_bench
+
+    if arguments.prompts is None:
+        raise UserError("--answers-as=mt_bench needs --prompts=FILE with questions of turns")
+    mt_bench.answer(arguments, generator, _name(arguments))
+    return 0
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    return "+".join(filter(None, (arguments.model, arguments.adapter)))
+
+
 def _write_answers(arguments: argparse.Namespace, prompts, completions) -> None:
     """One answer of each prompt, in their order, as AlpacaEval or Arena-Hard writes them."""
     from selfevo_jax.evaluate import alpaca_eval, arena_hard
+    from selfevo_jax.evaluate.data import jsonl
     from selfevo_jax.evolve.files import write_atomic
 
-    model = "+".join(filter(None, (arguments.model, arguments.adapter)))
+    model = _name(arguments)
     texts = {completion.id.rpartition("/")[0]: completion.text for completion in completions}
     said = [(name, messages[-1]["content"], texts[name]) for name, messages in prompts]
     if arguments.answers_as == ARENA_HARD:
         rows = [arena_hard.answer_row(name, model, asked, text) for name, asked, text in said]
-        content = arena_hard.jsonl(rows)
+        content = jsonl(rows)
     else:
         rows = [{"instruction": a, "output": text, "generator": model} for _, a, text in said]
         content = alpaca_eval.outputs_json(rows)
@@ -95,7 +112,7 @@ def _requests(arguments: argparse.Namespace, prompts) -> Iterator[Any]:
 
     sampling = SamplingParams(
         max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
+        temperature=1.0 if arguments.temperature is None else arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
     )
@@ -128,7 +145,7 @@ class Output:
         self.rows.append(row | {"tokens": len(completion.tokens)})
 
     def _print(self, completion) -> None:
-        from selfevo_jax.text.show import escape_controls
+        from selfevo_jax.text.terminal import escape_controls
 
         name = escape_controls(completion.id)
         print(f"--- {name} ({len(completion.tokens)} tokens, {completion.finish})")

@@ -14,16 +14,17 @@ from typing import Any
 from rich.console import Console
 
 from selfevo_jax.cli import judge_tables
-from selfevo_jax.cli.judge_work import output, started
+from selfevo_jax.cli.judge_work import output, slug, started
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
-from selfevo_jax.evaluate.data import raw_rows
+from selfevo_jax.evaluate.data import jsonl, raw_rows
 from selfevo_jax.evolve.files import write_atomic
 from selfevo_jax.judge.health import Health, Known
 from selfevo_jax.judge.pairwise import FIRST, SECOND, TIE, Comparison, Contest, called
 from selfevo_jax.records import content_id
 
 Compare = Callable[[str, Sequence[Contest]], list[Comparison]]
+Difficulty = Mapping[str, float] | None  # of instructions, for AlpacaEval's length control
 Conduct = Callable[[Sequence[Comparison], Mapping[str, Known]], Health]
 # Order -> what the judge called -> the label of a game. The baseline, always the first output, is
 # shown as A in the first game and as B in the second.
@@ -48,7 +49,7 @@ class Side:
     @property
     def label(self) -> str:
         """What its verdicts are kept under."""
-        return f"winrate-{_slug(self.name)}"
+        return f"winrate-{slug(self.name)}"
 
     @property
     def known(self) -> dict[str, Known]:
@@ -59,7 +60,7 @@ class Side:
         }
 
 
-def winrate(arguments: argparse.Namespace) -> int:
+def judged(arguments: argparse.Namespace) -> int:
     """Asks the judge about every question in both orders, and shows what it comes to."""
     if not arguments.answers or arguments.baseline is None or len(arguments.model) != 1:
         raise UserError(
@@ -82,9 +83,18 @@ def winrate(arguments: argparse.Namespace) -> int:
     def conduct(found: Sequence[Comparison], known: Mapping[str, Known]) -> Health:
         return judging.conduct(judge, found, known)
 
+    difficulty = _difficulty(arguments, isinstance(_any_row(sides), arena_hard.Answer))
     if judging.begin([judging.pairs(side.label, side.contests) for side in sides]):
-        judge_answers(sides, arguments.out, compare, conduct, judging.console)
+        judge_answers(sides, arguments.out, compare, conduct, judging.console, difficulty)
     return 0
+
+
+def _difficulty(arguments: argparse.Namespace, arena: bool) -> Difficulty:
+    if arguments.difficulty is None:
+        return None
+    if arena:
+        raise UserError("--difficulty is AlpacaEval's, and these files are Arena-Hard's")
+    return alpaca_eval.read_difficulty(arguments.difficulty)
 
 
 def read_sides(paths: Sequence[Path], baseline: Path) -> list[Side]:
@@ -98,29 +108,38 @@ def read_sides(paths: Sequence[Path], baseline: Path) -> list[Side]:
 
 
 def judge_answers(
-    sides: Sequence[Side], out: Path, compare: Compare, conduct: Conduct, console: Console
+    sides: Sequence[Side],
+    out: Path,
+    compare: Compare,
+    conduct: Conduct,
+    console: Console,
+    difficulty: Difficulty = None,
 ) -> None:
     """Compares each side's answers, writes the judgments into `out`, shows the judge's conduct."""
-    conclude = _arena_hard if isinstance(_any_row(sides), arena_hard.Answer) else _alpaca_eval
     found = {}
     for side in sides:
         found[side.name] = compare(side.label, side.contests)
         told = conduct(found[side.name], side.known)
         judge_tables.print_conduct(console, f"{side.name} against {side.baseline}", told)
-    conclude(sides, found, out, console)
+    if isinstance(_any_row(sides), arena_hard.Answer):
+        _arena_hard(sides, found, out, console)
+    else:
+        _alpaca_eval(sides, found, out, console, difficulty)
 
 
 def summed_up(arguments: argparse.Namespace) -> int:
     """The figures of judgments that are there."""
     console = output()
-    if _has(arguments.judgments[0], "games"):
+    arena = _has(arguments.judgments[0], "games")
+    difficulty = _difficulty(arguments, arena)
+    if arena:
         rows = [row for path in arguments.judgments for row in arena_hard.read_judgments(path)]
         _print_standings(console, rows, None)
         return 0
     results: dict[str, alpaca_eval.WinRate] = {}
     for path in arguments.judgments:
         rows = alpaca_eval.read_annotations(path)
-        found = alpaca_eval.win_rate(rows)
+        found = alpaca_eval.win_rate(rows, difficulty)
         results[_fresh(str(rows[0].get("generator_2", path.stem)), results, path)] = found
     judge_tables.print_win_rates(console, results)
     return 0
@@ -149,13 +168,14 @@ def _alpaca_eval(
     compared: Mapping[str, Sequence[Comparison]],
     out: Path,
     console: Console,
+    difficulty: Difficulty,
 ) -> None:
     results: dict[str, alpaca_eval.WinRate] = {}
     for side in sides:
         rows = [_annotation(side.rows[c.item_id], c) for c in compared[side.name]]
-        target = out / f"annotations_{_slug(side.name)}.json"
+        target = out / f"annotations_{slug(side.name)}.json"
         write_atomic(target, alpaca_eval.outputs_json(rows).encode())
-        results[side.name] = alpaca_eval.win_rate(rows)
+        results[side.name] = alpaca_eval.win_rate(rows, difficulty)
     write_atomic(out / "leaderboard.csv", alpaca_eval.leaderboard_csv(results).encode())
     judge_tables.print_win_rates(console, results)
 
@@ -185,7 +205,7 @@ def _arena_hard(
     lengths: dict[tuple[str, str], int] = {}
     for side in sides:
         rows = [_judgment(side.rows[c.item_id], side.baseline, c) for c in compared[side.name]]
-        write_atomic(out / f"{_slug(side.name)}.jsonl", arena_hard.jsonl(rows).encode())
+        write_atomic(out / f"{slug(side.name)}.jsonl", jsonl(rows).encode())
         every += rows
         for contest in side.contests:
             lengths[side.baseline, contest.id] = len(contest.first)
@@ -222,8 +242,3 @@ def _fresh(name: str, known: Mapping[str, Any], path: Path) -> str:
     if name in known:
         raise UserError(f"{path}: the model {name} came before; give each file its own name")
     return name
-
-
-def _slug(name: str) -> str:
-    """A model's name as part of a file name."""
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name)

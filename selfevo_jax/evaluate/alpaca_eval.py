@@ -26,6 +26,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.data import raw_rows
 from selfevo_jax.evaluate.stats import standard_error
 from selfevo_jax.judge.aggregate import fit_length
+from selfevo_jax.text.terminal import escape_controls
 
 LEADERBOARD = (
     "name", "length_controlled_winrate", "win_rate", "standard_error", "n_total", "avg_length",
@@ -50,20 +51,19 @@ class WinRate:
 
 
 def win_rate(
-    annotations: Sequence[Mapping[str, Any]], difficulty: Sequence[float] | None = None
+    annotations: Sequence[Mapping[str, Any]], difficulty: Mapping[str, float] | None = None
 ) -> WinRate:
-    """The figures of annotations (see the module). `difficulty`: gamma of each, in logits.
+    """The figures of annotations (see the module). `difficulty`: instruction -> gamma, in logits.
 
-    Raises UserError for fewer than two judged annotations or a preference outside [1, 2].
+    Raises UserError for fewer than two judged annotations, a preference outside [1, 2], or an
+    instruction of unknown difficulty.
     """
     judged = [(n, a) for n, a in enumerate(annotations) if a.get("preference") is not None]
     if len(judged) < 2:
         raise UserError(f"{len(judged)} of {len(annotations)} annotations have a preference")
     wins = np.array([_probability(n, annotation) for n, annotation in judged])
     lengths = np.array([[len(a["output_1"]), len(a["output_2"])] for _, a in judged], float)
-    gamma = (
-        np.zeros(len(wins)) if difficulty is None else np.array(difficulty)[[n for n, _ in judged]]
-    )
+    gamma = np.array([_gamma(annotation, difficulty) for _, annotation in judged])
     theta, phi = fit_length(wins, lengths[:, 1] - lengths[:, 0], gamma)
     return WinRate(
         win_rate=100 * float(wins.mean()),
@@ -74,6 +74,14 @@ def win_rate(
         unjudged=len(annotations) - len(wins),
         avg_length=float(lengths[:, 1].mean()),
     )
+
+
+def _gamma(annotation: Mapping[str, Any], difficulty: Mapping[str, float] | None) -> float:
+    if difficulty is None:
+        return 0.0
+    if annotation["instruction"] not in difficulty:
+        raise UserError(f"the difficulty of {annotation['instruction'][:80]!r} is not given")
+    return difficulty[annotation["instruction"]]
 
 
 def _probability(number: int, annotation: Mapping[str, Any]) -> float:
@@ -107,6 +115,18 @@ def read_annotations(path: Path) -> list[Mapping[str, Any]]:
             raise UserError(f"{place}: the field 'preference' is missing (null: no verdict)")
         rows.append(row)
     return rows
+
+
+def read_difficulty(path: Path) -> dict[str, float]:
+    """instruction -> `instruction_difficulty` of a file. Raises UserError naming a bad row."""
+    found = {}
+    for place, row in raw_rows(path):
+        _need(row, ("instruction",), place)
+        try:
+            found[row["instruction"]] = float(row["instruction_difficulty"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{place}: 'instruction_difficulty' is missing or no number") from error
+    return found
 
 
 def _need(row: Mapping[str, Any], names: Sequence[str], place: str) -> None:
@@ -161,5 +181,6 @@ def leaderboard_csv(results: Mapping[str, WinRate]) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """Text that a spreadsheet takes for text: names come from files of others."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """Text that a spreadsheet takes for the text of one cell: names come from files of others."""
+    shown = escape_controls(text).replace("\n", "\\n")
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -8,7 +8,6 @@ chance against the baseline, whose own is 50. With style control the answers' le
 covariate of the fit, so that a score is that at equal length.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,11 +116,6 @@ def judgment_row(
         "uid": uid, "category": category, "judge": judge, "model": model, "baseline": baseline,
         "games": games,
     }  # fmt: skip
-
-
-def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The text of an answer or judgment file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_judgments(path: Path) -> list[Mapping[str, Any]]:

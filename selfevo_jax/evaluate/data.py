@@ -194,6 +194,11 @@ def _file_rows(path: Path, data: Data) -> Iterator[tuple[str, Row]]:
             yield from ((f"{place}#{number}", part) for number, part in enumerate(parts, start=1))
 
 
+def jsonl(rows: Iterable[Row]) -> str:
+    """The text of a JSON-lines file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def raw_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """("file:line", row) of a JSON-lines, JSON, CSV, TSV or Parquet file, by its ending."""
     if path.suffix == ".parquet":

@@ -30,6 +30,7 @@ from selfevo_jax.evaluate.benchmarks import (
     strategyqa,
     svamp,
 )
+from selfevo_jax.evaluate.benchmarks.code import sandbox
 from selfevo_jax.evaluate.data import Data, Row, Rows
 from selfevo_jax.evaluate.file_task import FileSpec, FileTask
 from selfevo_jax.evaluate.mixture import MixtureTask
@@ -56,8 +57,8 @@ def get_task(name: str, **args: Any) -> Task:
 
     File tasks take `data_dir` and `style`; "rg:NAME" takes `style`, `parse` and the settings of
     that reasoning-gym dataset; "mix" takes `of`, names of tasks with the settings of each. Raises
-    UserError with the nearest names for an unknown task or setting, and the way to get the data
-    where it is missing.
+    UserError with the nearest names for an unknown task or setting, with the way to get the data
+    where it is missing, and for a task that runs programs where that is not safe.
     """
     if name.startswith("rg:"):
         return ReasoningGymTask(name, **args)
@@ -69,7 +70,10 @@ def get_task(name: str, **args: Any) -> Task:
     for key in args:
         if key not in known:
             raise UserError(f"task {name} has no setting {key!r}; {nearest(key, known)}")
-    return FileTask(FILE_TASKS[name], **args)
+    task = FileTask(FILE_TASKS[name], **args)
+    if task.spec.code:
+        sandbox()  # made now: a run ends before it samples, not after
+    return task
 
 
 def _mixture(args: Mapping[str, Any]) -> MixtureTask:

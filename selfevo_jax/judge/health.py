@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.stats import spearmanr
+
 from selfevo_jax.judge.aggregate import Rate
 from selfevo_jax.judge.pairwise import FAILURE, FIRST, SECOND, TIE, Comparison, called
 
@@ -86,6 +89,47 @@ def health(
         neutralised=sum(bool(c.neutralised) for c in found),
         reasons=dict(Counter(c.failure for c in found if c.failure is not None)),
     )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a judge gave one output of `length` characters; `own`: whether its own model wrote it
+    (None: not known)."""
+
+    value: float
+    length: int
+    own: bool | None = None
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """What the marks of single outputs go along with, whatever the outputs are worth.
+
+    `length`: Spearman's rank correlation of mark and length, in [-1, 1] (None where one of them is
+    the same everywhere). `own`, `others`: mean marks of outputs by the judge's own model and by
+    other models, with their numbers (None: no such output).
+    """
+
+    n: int
+    length: float | None
+    own: tuple[float, int] | None
+    others: tuple[float, int] | None
+
+
+def leaning(marks: Iterable[Mark]) -> Leaning:
+    """The leaning of one judge that marks outputs one at a time."""
+    found = list(marks)
+    values, lengths = [m.value for m in found], [m.length for m in found]
+    vary = len(set(values)) > 1 and len(set(lengths)) > 1
+    return Leaning(
+        len(found),
+        float(spearmanr(values, lengths).statistic) if vary else None,
+        *(_mean([m.value for m in found if m.own is own]) for own in (True, False)),
+    )
+
+
+def _mean(values: list[float]) -> tuple[float, int] | None:
+    return (float(np.mean(values)), len(values)) if values else None
 
 
 def agreement_between(one: Iterable[Comparison], other: Iterable[Comparison]) -> Rate:

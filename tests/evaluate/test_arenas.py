@@ -10,6 +10,7 @@ import pytest
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
 from selfevo_jax.evaluate.arena_hard import VERDICTS
+from selfevo_jax.evaluate.data import jsonl
 
 
 def judged(n, theta, phi, seed=0, model_length=600):
@@ -48,8 +49,9 @@ def test_a_win_rate_is_a_mean_of_probabilities():
 
 def test_difficulty_shifts_the_fit():
     rows = judged(2000, 0.0, 0.0)
-    gamma = np.where([r["preference"] == 2.0 for r in rows], 2.0, -2.0)
-    known = alpaca_eval.win_rate(rows, gamma.tolist())
+    rows = [{"instruction": f"i{n}"} | row for n, row in enumerate(rows)]
+    gamma = {r["instruction"]: 2.0 if r["preference"] == 2.0 else -2.0 for r in rows}
+    known = alpaca_eval.win_rate(rows, gamma)
     assert known.length_controlled_winrate == pytest.approx(known.win_rate, abs=3)
 
 
@@ -178,14 +180,14 @@ def test_arena_files_go_round(tmp_path, shared_data):
     answers = arena_hard.read_answers(shared_data / "arena_hard/model_answer_gpt-4-0314.jsonl")
     assert len(answers) == 150
     own = [arena_hard.answer_row(a.uid, a.model, a.prompt, a.text) for a in answers.values()]
-    (tmp_path / "m.jsonl").write_text(arena_hard.jsonl(own))
+    (tmp_path / "m.jsonl").write_text(jsonl(own))
     assert arena_hard.read_answers(tmp_path / "m.jsonl") == answers
     asked = (shared_data / "arena_hard/question_v0.1.jsonl").read_text().splitlines()
     prompts = {row["uid"]: row["prompt"] for row in map(json.loads, asked)}
     assert all(answer.prompt == prompts[uid] for uid, answer in answers.items())
     rows = [arena_hard.judgment_row("u", "c", "j", "m", "b", labels) for labels in (["A>B", None],)]
     path = tmp_path / "judgments.jsonl"
-    path.write_text(arena_hard.jsonl(rows))
+    path.write_text(jsonl(rows))
     assert arena_hard.read_judgments(path) == rows
     for bad, message in (
         ({"games": rows[0]["games"][:1]}, "both orders"),

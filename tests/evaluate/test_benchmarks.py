@@ -2,26 +2,30 @@
 
 import json
 import sys
+from fnmatch import fnmatch
 from itertools import islice
 
 import numpy as np
 import pytest
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.evaluate import arena_hard, mt_bench
 from selfevo_jax.evaluate.asking import Wording, pool_of, questions
 from selfevo_jax.evaluate.benchmark import Choose
 from selfevo_jax.evaluate.benchmarks.gsm8k import number
 from selfevo_jax.evaluate.benchmarks.math import gold as boxed
-from selfevo_jax.evaluate.data import read_split
+from selfevo_jax.evaluate.data import raw_rows, read_split
 from selfevo_jax.evaluate.judged import SETS
 from selfevo_jax.evaluate.tasks import (
     BENCHMARKS,
+    FILE_TASKS,
     PLAIN,
     benchmark_groups,
     drawn,
     get_benchmarks,
     get_task,
 )
+from selfevo_jax.text.datasets import read_examples
 
 EVERY = 97  # of the rows, the gold answers are marked: all would cost a minute
 WRONG = "It is raining. zebra 987654321"
@@ -77,13 +81,23 @@ def test_gold_is_right_and_a_wrong_reply_is_not(name, shared_data):
 
 
 def test_all_of_the_shared_data_is_used(shared_data):
-    """Each file is some task's, a judge's, or one of the prompt and answer sets judges need."""
+    """Each file is some task's, a judge's, or read whole by the command that needs it."""
     used = {file for b in BENCHMARKS.values() for file in b.data.files.values()}
+    used |= {file for spec in FILE_TASKS.values() for file in spec.files.values()}
     used |= {file for s in SETS.values() for file in s.data.files.values()}
-    used |= {"bbh/cot_prompts.jsonl"}
+    readers = {
+        "bbh/cot_*": lambda path: list(raw_rows(path)),
+        "arena_hard/question*": lambda path: list(read_examples(path)),
+        "arena_hard/model_answer*": arena_hard.read_answers,
+        "mt_bench/*question*": mt_bench.read_questions,
+        "mt_bench/*reference*": mt_bench.read_answers,
+        "mt_bench/judge_prompts*": lambda path: mt_bench.read_material(shared_data),
+        "mt_bench/dummy*": lambda path: list(read_examples(path)),
+    }
     files = {str(p.relative_to(shared_data)) for p in shared_data.glob("*/*.jsonl")}
-    others = {f for f in files - used if not f.startswith(("mt_bench/", "arena_hard/"))}
-    assert others == {"conala/train.jsonl"}
+    for file in sorted(files - used):
+        (read,) = (read for name, read in readers.items() if fnmatch(file, name))
+        assert read(shared_data / file)
 
 
 def test_choices_of_boolq_in_their_order(shared_data):

@@ -3,7 +3,7 @@
 import pytest
 
 from selfevo_jax.evaluate.benchmarks import code
-from selfevo_jax.evaluate.tasks import BENCHMARKS, FILE_TASKS
+from selfevo_jax.evaluate.tasks import BENCHMARKS, FILE_TASKS, get_task
 from selfevo_jax.judge.sandbox import Limits, Outcome
 
 ROW = {
@@ -44,6 +44,16 @@ def test_a_program_cannot_take_itself_out_of_the_figures(program):
 def test_a_row_whose_own_solution_cannot_be_run_has_no_score(row):
     assert mark(TAKEN_OUT["own"], row).scores == {}
     assert FILE_TASKS["mbpp"].check(TAKEN_OUT["own"], "", row).parsed is None
+
+
+def test_a_run_is_told_what_holds_its_programs_before_it_samples(caplog):
+    code.sandbox.cache_clear()
+    with caplog.at_level("INFO", "selfevo_jax"):
+        get_task("gsm8k", data_dir="data")
+        assert not caplog.messages
+        get_task("mbpp", data_dir="data")
+    (said,) = caplog.messages
+    assert said.startswith("sandbox enforces network, files, user, processes")
 
 
 def test_a_sandbox_that_fails_is_not_the_program_s_fault(monkeypatch):

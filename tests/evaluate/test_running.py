@@ -29,7 +29,7 @@ GREEDY = SamplingParams(max_new_tokens=4, temperature=0.0)
 
 
 class Tiny:
-    """The random byte model with its engine, as `evolve.backend.JaxModel` shows it."""
+    """The random byte model with its engine, as `evolve.jax_model.JaxModel` shows it."""
 
     source = "random:tiny?seed=0"
     settings = {"max_length": 512, "dtype": "float32"}

@@ -1,14 +1,21 @@
-"""A random model with one token per byte, and room for a judge's prompt; rules as judges."""
+"""A random model with one token per byte, and room for a judge's prompt; rules as judges; and the
+cage of hostile programs, with what is looked at after each."""
 
+import ast
+import ctypes
 import importlib.util
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import pytest
 
+from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.tiny import END, PAD, TEMPLATE, byte_tokenizer
+from selfevo_jax.judge.sandbox import Limits, Sandbox
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.sample.engine import JaxGenerator
@@ -58,3 +65,63 @@ def rules():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+PR_SET_CHILD_SUBREAPER = 36
+LIMITS = Limits(wall_seconds=8, cpu_seconds=4, memory_bytes=256 << 20)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox(LIMITS)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+def caged_processes() -> list[int]:
+    """Descendants of this process that a cage started; orphans come back to us, their reaper."""
+    parents, caged = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "status").read_text()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        pid = int(folder.name)
+        parents[pid] = int(status.split("PPid:")[1].split()[0])
+        if b"inside.launch" in command:
+            caged.append(pid)
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in caged if ours(pid)]
+
+
+@pytest.fixture
+def nothing_left(sandbox: Sandbox):
+    """After each program: no process of a cage, and the next program is judged as ever."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    assert caged_processes() == []
+    assert sandbox.run_tests("def f(): return 1", ["assert f() == 1"]).passed
+
+
+@pytest.fixture
+def result(sandbox: Sandbox) -> Callable[[str], str]:
+    """What `f()`, with a body, gives its caller: the text of a failing test's message."""
+
+    def told(body: str) -> str:
+        code = "def f():\n" + "\n".join("    " + line for line in body.splitlines())
+        outcome = sandbox.run_tests(code, ["raise ValueError(repr(f()))"])
+        assert outcome.name == "failed", outcome
+        return outcome.message.removeprefix("test 1: ")
+
+    return told
+
+
+@pytest.fixture(scope="session")
+def literal() -> Callable[[str], object]:
+    """The value that such a message tells."""
+    return lambda text: ast.literal_eval(text.removeprefix("ValueError: "))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from itertools import combinations
 from pathlib import Path
 
 import jax
@@ -9,12 +10,14 @@ import pytest
 
 from selfevo_jax import cli
 from selfevo_jax.cli.common import with_adapter
-from selfevo_jax.cli.judge_work import Judging, Juror, Opened, authors
+from selfevo_jax.cli.judge_inputs import authors
+from selfevo_jax.cli.judge_work import Judging, Juror, Opened
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate import alpaca_eval
 from selfevo_jax.evolve.stages import Stage, StageFolder, run_stage
 from selfevo_jax.evolve.work import each
 from selfevo_jax.judge.asking import JudgeModel
+from selfevo_jax.judge.pointwise import rubric
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.records import Prompt, Sample
 from selfevo_jax.sample.http.settings import FILE
@@ -96,6 +99,8 @@ def test_a_jury_of_a_base_its_adapter_and_a_server(
     said = capsys.readouterr()
     for name in (*names, "jury"):
         assert f"{name}: 3 pairs; flips" in said.out
+    pairs = [f"{one} and {other}: same verdict" for one, other in combinations(names, 2)]
+    assert said.out.count("same verdict") == 3 and all(pair in said.out for pair in pairs)
     assert said.err.count("loading") == 2  # once begun and once done: the base is shared
     folders = list((tmp_path / "out").glob("pairs-base-*"))
     found = {}
@@ -197,6 +202,52 @@ def test_a_run_s_judge_is_told_its_own_outputs(
     assert f"named its own model's {own}" in capsys.readouterr().out
     assert judge(workdir, tmp_path / "other", "--model=another") == 0
     assert "own model's" not in capsys.readouterr().out
+
+
+def test_a_run_s_answers_are_compared_beside_its_gold_answers(
+    workdir, rules, ruled, tmp_path, capsys
+):
+    ruled(rules.longer)
+    assert judge(workdir, tmp_path / "out", "--model=x", "--protocol=refmatch") == 0
+    assert "x: 2 pairs; flips" in capsys.readouterr().out
+    assert judge(workdir, tmp_path / "other", "--model=x", "--stage=cheap") == 2
+    assert "a stage cheap; its stages with samples: sample" in capsys.readouterr().err
+
+
+def test_verdicts_on_a_labelled_file_are_compared_with_people_s(rules, ruled, tmp_path, capsys):
+    rows = [
+        {"instruction": "q", "output_1": "longer", "output_2": "no", "label": label}
+        for label in (1, 2, None)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ruled(rules.longer)
+    assert judge(path, tmp_path / "out", "--model=x") == 0
+    said = capsys.readouterr().out
+    assert "x: 3 pairs; flips 0.00 (0/3), ties 0.00 (0/3), failures 0.00 (0/3)" in said
+    assert "as labelled 0.50 (1/2)" in said and "people the longer 0.50 (1/2)" in said
+
+
+def test_marks_come_with_length_and_whose_the_outputs_are(server, tmp_path, capsys):
+    """A judge that gives an output as many marks as it has letters."""
+
+    def marked(body: dict) -> dict:
+        output = body["messages"][0]["content"].split("<output>\n")[1].split("\n</output>")[0]
+        good, names = faulty.good_reply(body), rubric().listed("criteria")
+        good["choices"][0]["message"]["content"] = json.dumps(dict.fromkeys(names, len(output)))
+        return good
+
+    server.reply = marked
+    rows = [("1 2 3", "m"), ("1", "other"), ("1 2 3 4 5", "m"), ("1 2", None)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(
+        json.dumps({"instruction": "Count", "output": text, "generator": by}) + "\n"
+        for text, by in rows
+    ))  # fmt: skip
+    assert judge(path, tmp_path / "out", f"--model={server.url}#m", "--protocol=pointwise") == 0
+    said = capsys.readouterr().out
+    assert "mark and length: rank correlation +1.00 (n 4)" in said
+    assert "its own model's 7.00 (n 2), others' 1.00 (n 1)" in said
 
 
 def test_win_rates_come_with_the_judge_s_conduct(rules, ruled, tmp_path, capsys):

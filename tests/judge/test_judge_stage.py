@@ -17,7 +17,7 @@ from selfevo_jax.evolve.stages import Stage, StageFolder, run_stage
 from selfevo_jax.evolve.work import each
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.judge.pairwise import Comparison, Contest, PairwiseJudge, protocol
-from selfevo_jax.records import Prompt, Sample
+from selfevo_jax.records import Prompt, Row, Sample
 
 CONTESTS = [Contest(str(n), "Say it", "x" * n, "y" * 5) for n in range(1, 10)]
 
@@ -65,12 +65,15 @@ def workdir(tmp_path):
                     logps=(0.0,), finish="stop", seed=n, policy="base")
         for prompt in prompts for n in (1, 2)
     ]  # fmt: skip
-    for name, records in (("prompts", prompts), ("sample", samples)):
-        folder = StageFolder(tmp_path / "round_01" / name)
-        items = [(record.id, record) for record in records]
-        made = Stage(f"round_01/{name}", "1", {}, {})
-        run_stage(folder, made, items, each(lambda record: [record]), lambda count: None)
+    finish(tmp_path / "round_01/prompts", prompts)
+    finish(tmp_path / "round_01/sample", samples)
     return tmp_path
+
+
+def finish(folder, records) -> None:
+    items = [(record.id, record) for record in records]
+    made = Stage("/".join(folder.parts[-2:]), "1", {}, {})
+    run_stage(StageFolder(folder), made, items, each(lambda record: [record]), lambda count: None)
 
 
 def test_the_samples_of_a_run_are_grouped_by_prompt(workdir):
@@ -84,6 +87,24 @@ def test_the_samples_of_a_run_are_grouped_by_prompt(workdir):
         list(run_candidates(workdir, 2))
     with pytest.raises(UserError, match="no round has finished samples"):
         list(run_candidates(workdir / "round_01"))
+
+
+def test_any_stage_of_a_run_is_judged_beside_its_own_references(workdir):
+    """A branch of the second round answers a question of the first, and had a reference to it."""
+    (gold, asked) = run_candidates(workdir)
+    assert gold.references == asked.references == ("x",)
+    drawn = [
+        Sample.make(prompt_id=asked.id, parent_id="advice", text=text, tokens=(1,), logps=(0.0,),
+                    finish="stop", seed=0, policy="round_01") for text in ("one", "two")
+    ]  # fmt: skip
+    finish(workdir / "round_02/refeval.sample", drawn)
+    finish(workdir / "round_02/references", [Row.make(source_id=asked.id, values={"text": "1 2"})])
+    (found,) = run_candidates(workdir, stage="refeval.sample")
+    assert (found.id, found.instruction, found.references) == (asked.id, "Count to 2", ("1 2",))
+    assert [output.text for output in found.outputs] == ["one", "two"]
+    assert [given.id for given in run_candidates(workdir)] == [gold.id, asked.id]
+    with pytest.raises(UserError, match="its stages with samples: sample, refeval.sample"):
+        list(run_candidates(workdir, stage="answer"))
 
 
 def test_equal_texts_are_no_contest_and_ids_are_unique(tmp_path):
@@ -106,6 +127,7 @@ def test_equal_texts_are_no_contest_and_ids_are_unique(tmp_path):
         ({"output_1": "a", "output_2": "b"}, "rows.jsonl:1: a row to judge has"),
         ({"prompt": "a", "outputs": ["x", 1]}, "rows.jsonl:1: a row to judge has"),
         ({"prompt": "a", "output": "x", "reference": 3}, "reference must be a text"),
+        ({"input": "a", "output_1": "x", "output_2": "y", "label": 0}, "label 0 must be 1 or 2"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, message):

@@ -18,7 +18,7 @@ from selfevo_jax.judge.aggregate import (
     length_controlled,
 )
 from selfevo_jax.judge.asking import JudgeModel
-from selfevo_jax.judge.health import Known, agreement_between, health
+from selfevo_jax.judge.health import Known, Mark, agreement_between, health, leaning
 from selfevo_jax.judge.jury import jury
 from selfevo_jax.judge.material import neutral
 from selfevo_jax.judge.pairwise import Comparison, PairwiseJudge, protocol
@@ -95,6 +95,16 @@ def test_a_jury_votes_and_who_failed_has_no_vote():
         list(jury([one, two[:2]]))
     with pytest.raises(UserError, match="at least two"):
         list(jury([one]))
+
+
+def test_marks_that_follow_length_and_their_own_model():
+    """Spearman's coefficient by hand: ranks 1 2 3 4 against 1 3 2 4 give 1 - 6 * 2 / 60."""
+    given = [(2.0, 10, True), (3.5, 30, False), (7.0, 20, True), (9.0, 400, None)]
+    found = leaning(Mark(*one) for one in given)
+    assert found.length == pytest.approx(0.8) and found.n == 4
+    assert (found.own, found.others) == ((4.5, 2), (3.5, 1))
+    same = leaning([Mark(5.0, 1), Mark(5.0, 9)])
+    assert same.length is same.own is same.others is None
 
 
 def test_self_preference_stands_beside_what_people_say():

@@ -9,6 +9,7 @@ from rich.console import Console
 from selfevo_jax import cli
 from selfevo_jax.cli import winrate
 from selfevo_jax.evaluate import alpaca_eval, arena_hard
+from selfevo_jax.evaluate.data import jsonl
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.judge.health import health
 from selfevo_jax.judge.pairwise import PairwiseJudge, protocol
@@ -24,7 +25,7 @@ def alpaca_file(path, generator, say):
 
 def arena_file(path, model, say):
     rows = [arena_hard.answer_row(f"u{n}", model, q, say(q)) for n, q in enumerate(QUESTIONS)]
-    path.write_text(arena_hard.jsonl(rows))
+    path.write_text(jsonl(rows))
     return path
 
 
@@ -92,6 +93,31 @@ def test_arena_hard_from_answers_to_standings(judged, tmp_path, capsys):
     assert "66.7 [" in said and "games without a verdict: 0" in said
     assert cli.main(["judge", "winrate", f"--judgments={tmp_path / 'out' / 'own.jsonl'}"]) == 0
     assert "66.7 [" in capsys.readouterr().out
+
+
+def test_difficulty_of_instructions_is_read_from_a_file(judged, tmp_path, capsys):
+    """Where difficulty alone explains who won, equal lengths change nothing; else they do."""
+    base = alpaca_file(tmp_path / "base.json", "base", lambda q: "No.")
+    own = alpaca_file(tmp_path / "own.json", "own", lambda q: "!" if "3" in q else f"{q}? Gladly.")
+    judged(own, baseline=base)
+    hard = tmp_path / "hard.csv"
+    figures = {q: -3.0 if "3" in q else 3.0 for q in QUESTIONS}
+    rows = "".join(f'"{q}",{x}\n' for q, x in figures.items())
+    hard.write_text(f"instruction,instruction_difficulty\n{rows}")
+    path = tmp_path / "out/annotations_own.json"
+    command = ["judge", "winrate", f"--judgments={path}", f"--difficulty={hard}"]
+    assert cli.main(command) == 0
+    annotations = alpaca_eval.read_annotations(path)
+    known = alpaca_eval.win_rate(annotations, figures)
+    plain = alpaca_eval.win_rate(annotations)
+    assert f"{known.length_controlled_winrate:.2f}" in capsys.readouterr().out
+    assert known.length_effect != pytest.approx(plain.length_effect, rel=0.1)
+    hard.write_text(hard.read_text().replace("Count to 3", "Count to 4"))
+    assert cli.main(command) == 2
+    assert "the difficulty of 'Count to 3' is not given" in capsys.readouterr().err
+    hard.write_text(hard.read_text().replace("3.0", "hard", 1))
+    assert cli.main(command) == 2
+    assert "hard.csv" in capsys.readouterr().err
 
 
 def command(byte_model, out, *options):

@@ -1,5 +1,6 @@
 """What MBPP and HumanEval share: replies that are run in the sandbox, and pass@k."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -10,12 +11,18 @@ from selfevo_jax.judge.checkers import Check
 from selfevo_jax.judge.sandbox import Outcome, Sandbox
 
 CheckCode = Callable[[Sandbox, dict, str], Outcome]
+log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
 def sandbox() -> Sandbox:
-    """The one sandbox of this process; UserError where programs cannot be run safely."""
-    return Sandbox()
+    """The one sandbox of this process; UserError where programs cannot be run safely.
+
+    What the platform lets it enforce is logged.
+    """
+    made = Sandbox()
+    log.info("%s", made.enforced.report())
+    return made
 
 
 def passes(check: CheckCode, reference: str) -> Read:

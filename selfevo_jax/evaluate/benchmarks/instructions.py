@@ -50,13 +50,14 @@ def _spec(
     file: str,
     source: str,
     unpack: Callable[[Row, str], Iterator[Row]] | None = None,
+    train: str | None = None,
 ) -> FileSpec:
     data = Data(
-        files=divided(file),
+        files={"train": train, "test": file} if train else divided(file),
         fields=ALPACA,
         source=source,
         unpack=unpack,
-        divide=_question,
+        divide=None if train else _question,
         keep=lambda row: bool(row["output"].strip()),
     )
     check = by_gold(_check)
@@ -87,6 +88,12 @@ SPECS = (
         "instruction_small/instruction_data.jsonl",
         "github.com/rasbt/LLMs-from-scratch, licence Apache-2.0",
     ),
-    _spec("conala", "conala/test.jsonl", "conala-corpus.github.io, CC BY-SA 4.0", _snippets),
+    _spec(
+        "conala",
+        "conala/test.jsonl",
+        "conala-corpus.github.io, CC BY-SA 4.0",
+        _snippets,
+        train="conala/train.jsonl",
+    ),
 )
 BENCHMARKS = ()
