@@ -32,7 +32,7 @@ from selfevo_jax.sample.protocol import (
     Score,
     ScoreRequest,
 )
-from selfevo_jax.sample.queue import Queue
+from selfevo_jax.sample.queue import Queue, numbered
 from selfevo_jax.sample.reader import Reader
 from selfevo_jax.sample.session import Progress, Session
 from selfevo_jax.text.tokenizer import Tokenizer
@@ -72,13 +72,13 @@ class JaxGenerator:
         chunk: int | None = None,
         steps: int = 8,
     ) -> None:
-        _check(config, tokenizer, mesh, slots, prompt_rows, max_length)
+        check_model(config, tokenizer, max_length)
+        _check_rows(mesh, slots=slots, prompt_rows=prompt_rows)
         self._tokenizer, self._max_length = tokenizer, max_length
         self._slots, self._prompt_rows, self._steps = slots, prompt_rows, steps
         self._chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK)
-        named = ({} if adapter is None else {None: adapter}) | dict(adapters or {})
-        self._adapters = {None: -1} | {name: number for number, name in enumerate(named)}
-        stack = stack_adapters(list(named.values())) if named else None
+        known, self._adapters = numbered(adapter, adapters)
+        stack = stack_adapters(known) if known else None
         if mesh is not None:
             params = jax.device_put(params, shardings(params, mesh))
             stack = _on_mesh(stack, mesh)
@@ -186,7 +186,8 @@ class JaxGenerator:
         return Memory(self._network, slots, self._prompt_rows, self._max_length, self._chunk)
 
 
-def _check(config, tokenizer, mesh, slots, prompt_rows, max_length) -> None:
+def check_model(config: ModelConfig, tokenizer: Tokenizer, max_length: int) -> None:
+    """Raises `UserError` for a length or a tokenizer that does not suit the model."""
     if not 2 <= max_length <= config.max_position:
         raise UserError(
             f"max_length {max_length} must be at least 2 and at most the model's "
@@ -197,8 +198,11 @@ def _check(config, tokenizer, mesh, slots, prompt_rows, max_length) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
             "they do not belong together"
         )
+
+
+def _check_rows(mesh: jax.sharding.Mesh | None, **counts: int) -> None:
     split = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    for name, value in (("slots", slots), ("prompt_rows", prompt_rows)):
+    for name, value in counts.items():
         if value < 1 or value % split:
             raise UserError(f"{name} {value} must be a multiple of {split}, the mesh's data x fsdp")
 

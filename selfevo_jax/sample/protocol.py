@@ -95,7 +95,8 @@ class Request:
 
     `messages` that are one string are a text to go on with, as it is: no chat template.
     `tokens`, when given, is the whole prompt as ids; `messages` and `prefix` are then not read.
-    `adapter` names one of the engine's adapters; None is what the engine does by itself.
+    `adapter` names one of the engine's adapters (of a server, the model of that name); None is
+    what the engine does by itself.
     """
 
     id: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.sample.prompts import Passage
@@ -19,6 +19,7 @@ from selfevo_jax.text.render import render_prompt
 from selfevo_jax.text.tokenizer import Tokenizer
 
 LEAST_CANDIDATES = 32
+A = TypeVar("A")
 
 
 class Kind(NamedTuple):
@@ -175,6 +176,17 @@ def _candidates(beams: int, stops: int) -> int:
     A power of two, so that few programs serve all searches.
     """
     return max(LEAST_CANDIDATES, 1 << (beams * (1 + stops) - 1).bit_length())
+
+
+def numbered(
+    adapter: A | None, adapters: Mapping[str, A] | None
+) -> tuple[list[A], dict[str | None, int]]:
+    """An engine's adapters in the order of their numbers, and the number for each name.
+
+    None stands for `adapter`, or, without one, for the base (-1).
+    """
+    named = ({} if adapter is None else {None: adapter}) | dict(adapters or {})
+    return list(named.values()), {None: -1} | {name: i for i, name in enumerate(named)}
 
 
 def adapter_number(adapters: Mapping[str | None, int], id: str, name: str | None) -> int:

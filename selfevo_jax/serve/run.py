@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.http.endpoint import is_loopback

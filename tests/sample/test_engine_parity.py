@@ -31,23 +31,29 @@ def messages(shared_data):
     return [[{"role": "user", "content": question}] for question in questions]
 
 
-def greedy_tokens(model, prompt: list[int], tokens: list[int]) -> list[int]:
-    """What greedy decoding by `transformers` says after the prompt and each of these tokens: where
-    that is these tokens, its greedy continuation is the same one, by induction, in one pass."""
+def logps_after(model, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+    """What `transformers` says [t, v] of each of these tokens after the prompt and those before."""
     with torch.inference_mode():
         logits_tv = model(torch.tensor([prompt + tokens])).logits[0]
-    return logits_tv[len(prompt) - 1 : -1].argmax(-1).tolist()
+    return logits_tv[len(prompt) - 1 : -1].log_softmax(-1)
 
 
 def test_greedy_equals_transformers_token_by_token(smollm2_reference, tokenizer, engine, messages):
-    requests = [
-        Request(str(i), m, SamplingParams(NEW, temperature=0.0)) for i, m in enumerate(messages)
-    ]
-    found = {completion.id: list(completion.tokens) for completion in engine.generate(requests)}
+    """Where its likeliest token after each of ours is ours, its greedy continuation is the same
+    one, by induction, in one pass. The five likeliest have its log-probabilities, too."""
+    sampling = SamplingParams(NEW, temperature=0.0, top_logprobs=5)
+    requests = [Request(str(i), m, sampling) for i, m in enumerate(messages)]
+    found = {completion.id: completion for completion in engine.generate(requests)}
     for index, each in enumerate(messages):
         ours, prompt = found[str(index)], render_prompt(tokenizer, each)
-        assert len(ours) == NEW or ours[-1] in tokenizer.eos_ids
-        assert greedy_tokens(smollm2_reference, prompt, ours) == ours, f"prompt {index}"
+        assert len(ours.tokens) == NEW or ours.tokens[-1] in tokenizer.eos_ids
+        logps_tv = logps_after(smollm2_reference, prompt, list(ours.tokens))
+        assert logps_tv.argmax(-1).tolist() == list(ours.tokens), f"prompt {index}"
+        ids_tk, told_tk = np.moveaxis(np.array(ours.top_logprobs), 2, 0)
+        best_tk = logps_tv.topk(5, -1).values
+        np.testing.assert_allclose(told_tk, best_tk, atol=1e-3)
+        same_tk = logps_tv.gather(1, torch.tensor(ids_tk.astype(int)))
+        np.testing.assert_allclose(told_tk, same_tk, atol=1e-3)
 
 
 def test_sampled_and_scored_logps_agree(engine, messages):

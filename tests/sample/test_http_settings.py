@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import shutil
 import sqlite3
 import threading
 import time
@@ -56,6 +57,7 @@ def test_one_text_has_all_settings():
     assert server_settings("") == ServerSettings()
     assert ServerSettings().file(Path("job")) is None
     assert server_settings("cap_tokens=1").file(Path("job")) == Path("job") / FILE
+    assert server_settings("cap_tokens=1").file(None) is None
     assert server_settings("cap_tokens=1,cache=x").file(Path("job")) == Path("x")
 
 
@@ -219,16 +221,15 @@ def test_a_dry_run_asks_nobody_and_answers_at_full_length(serve):
 
 
 @pytest.fixture
-def teacher(serve, tmp_path, monkeypatch):
-    """A server, and what makes the generator of a role on it with some settings."""
-    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path / "cache"))
+def teacher(serve, tmp_path):
+    """A server, and what makes the generator of a role on it in a run with some settings."""
     server = serve()
 
-    def make(*changes: str):
+    def make(*changes: str, workdir: Path = tmp_path / "run"):
         own = [f"roles.teacher.{change}" for change in (f"model={server.url}#m", *changes)]
         config = load_config(f"{ROOT}/configs/refeval.py:tiny", [*own, "seed=3"])
         role = Role(**config.roles.teacher.to_dict())
-        backend = open_backend(config, Progress(quiet=True))
+        backend = open_backend(config, Progress(quiet=True), workdir)
         return backend.generator(Policy("teacher", backend.role_hash(role), role=role))
 
     return server, make
@@ -248,11 +249,15 @@ def test_a_role_has_the_same_settings(teacher, tmp_path):
         make("cap_money=1.0")
 
 
-def test_a_role_without_a_file_has_its_cap_over_starts_too(teacher, tmp_path):
+def test_a_run_takes_its_cap_along_to_a_new_machine(teacher, tmp_path, monkeypatch):
+    """Nothing but the workdir is copied; the machine's cache folder is another."""
     server, make = teacher
     count, error = spend(make("cap_tokens=800"), asks(100))
     assert error is not None and 0 < count == len(server.bodies)
-    assert str(tmp_path / "cache" / "servers") in str(error)
-    again, error = spend(make("cap_tokens=800"), asks(100))
+    assert str(tmp_path / "run" / "servers" / FILE) in str(error)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path / "new"))
+    again, error = spend(make("cap_tokens=800", workdir=tmp_path / "copy"), asks(100))
     assert error is not None and again <= count == len(server.bodies)
-    assert spend(make("cap_tokens=1600"), asks(100))[0] > count
+    assert spend(make("cap_tokens=1600", workdir=tmp_path / "copy"), asks(100))[0] > count
+    assert spend(make("cap_tokens=800", workdir=tmp_path / "other"), asks(9)) == (9, None)

@@ -13,7 +13,7 @@ import httpx
 import jax
 import pytest
 
-from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.sample.engine import JaxGenerator

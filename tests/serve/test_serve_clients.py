@@ -199,12 +199,12 @@ def test_echo_scores_a_prompt(client, local_model, most):
 
 
 def test_our_client_gets_from_the_server_what_the_engine_gives(server, engine):
-    """Generator against Generator: texts, ids, log-probabilities, scores."""
+    """Generator against Generator: texts, ids, log-probabilities, scores; base and adapter."""
     requests = [
         Request(
             f"r{i}", [{"role": "user", "content": f"Count {i} ducks."}],
             SamplingParams(16, temperature=0.8, stop=("q",)), seed=2**63 - 1 - i,
-            prefix="So" * (i % 2),
+            prefix="So" * (i % 2), adapter="tuned" if i % 3 else None,
         )
         for i in range(12)
     ]  # fmt: skip
@@ -214,15 +214,19 @@ def test_our_client_gets_from_the_server_what_the_engine_gives(server, engine):
     assert found == {completion.id: completion for completion in engine.generate(requests)}
     plain = Endpoint(f"{server.url}/v1", MODEL, api="completions", token_ids=True)
     with HttpGenerator(plain) as generator:
-        text = "What is a duck?"
-        (expected,) = engine.score([ScoreRequest("s", text, " A bird.", end=False)])
-        (score,) = generator.score([ScoreRequest("s", text, " A bird.", end=False)])
-    assert score.tokens == expected.tokens
-    assert np.allclose(score.logps, expected.logps, atol=1e-5)
+        given = [
+            ScoreRequest(f"{name}", "What is a duck?", " A bird.", end=False, adapter=name)
+            for name in (None, "tuned")
+        ]
+        scores = {score.id: score for score in generator.score(given)}
+    assert scores["None"].logps != scores["tuned"].logps
+    for expected in engine.score(given):
+        assert scores[expected.id].tokens == expected.tokens
+        assert np.allclose(scores[expected.id].logps, expected.logps, atol=1e-5)
     letters = tuple(string.ascii_letters)
     with HttpGenerator(Endpoint(f"{server.url}/v1", MODEL)) as generator:
-        (found,) = generator.labels([LabelRequest("l", QUESTION, letters)])
-    (expected,) = engine.labels([LabelRequest("l", QUESTION, letters)])
+        asked = LabelRequest("l", QUESTION, letters, adapter="tuned")
+        (found,), (expected,) = generator.labels([asked]), engine.labels([asked])
     pairs = list(zip(found.logps, expected.logps, strict=True))
     assert 0 < sum(ours > -math.inf for ours, _ in pairs) <= 20
     assert all(ours == -math.inf or abs(ours - theirs) < 1e-4 for ours, theirs in pairs)

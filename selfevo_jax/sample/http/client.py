@@ -276,9 +276,12 @@ class HttpGenerator:
 
 
 def open_server(
-    endpoint: Endpoint, settings: ServerSettings, folder: Path, concurrency: int = 8
+    endpoint: Endpoint, settings: ServerSettings, folder: Path | None, concurrency: int = 8
 ) -> HttpGenerator:
-    """The client of a server for a job that has a `folder`, with `concurrency` calls at a time."""
+    """The client of a server for a job, with `concurrency` calls at a time.
+
+    A cap counts over all starts of a job that has a `folder`; without one, over this start.
+    """
     return HttpGenerator(
         replace(endpoint, price=Price(settings.price_in, settings.price_out)),
         limits=Limits(concurrency, settings.per_minute),

@@ -55,11 +55,11 @@ class ServerSettings:
         """Whether anything bounds what is spent."""
         return self.cap_tokens is not None or self.cap_money is not None
 
-    def file(self, folder: Path) -> Path | None:
-        """The cache of a job that has a `folder`."""
+    def file(self, folder: Path | None) -> Path | None:
+        """The cache of a job that has a `folder`, or of one that keeps nothing."""
         if self.cache:
             return Path(self.cache)
-        return folder / FILE if self.capped else None
+        return folder / FILE if self.capped and folder is not None else None
 
 
 NUMBERS = {"cap_tokens": int, "cache": str}  # the others are floats

@@ -37,7 +37,7 @@ def body_of(endpoint: Endpoint, request: Request) -> dict[str, Any]:
     sampling = request.sampling
     _refuse_unknown(sampling)
     body: dict[str, Any] = {
-        "model": endpoint.model,
+        "model": request.adapter or endpoint.model,
         endpoint.limit_field: sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -81,14 +81,17 @@ def score_body(endpoint: Endpoint, request: ScoreRequest) -> dict[str, Any]:
         )
     prompt = joined(request.messages) + request.completion
     return {
-        "model": endpoint.model, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0,
-        "temperature": 0.0,
+        "model": request.adapter or endpoint.model, "prompt": prompt, "max_tokens": 0,
+        "echo": True, "logprobs": 0, "temperature": 0.0,
     } | ({"return_token_ids": True} if endpoint.token_ids else {})  # fmt: skip
 
 
 def label_body(endpoint: Endpoint, request: LabelRequest) -> dict[str, Any]:
     """The body that has the next token's likeliest values told."""
-    place = Request(request.id, request.messages, SamplingParams(1), 0, request.prefix)
+    one = SamplingParams(1)
+    place = Request(
+        request.id, request.messages, one, prefix=request.prefix, adapter=request.adapter
+    )
     body = body_of(replace(endpoint, token_ids=False), place)
     if endpoint.api == "chat":
         return body | {"logprobs": True, "top_logprobs": TOLD_CHAT}
