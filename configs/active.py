@@ -56,6 +56,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.reply.max_new_tokens = config.evaluate.max_new_tokens = 32
     config.learn.lr, config.learn.epochs = 3e-4, 2
     config.compute.max_length = 256
+    config.gauges.questions, config.gauges.n, config.gauges.max_new_tokens = 8, 2, 32
     return config
 
 
@@ -69,6 +70,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.reply.max_new_tokens = config.evaluate.max_new_tokens = 4
     config.learn.row_length = 256  # one shape, compiled once
     config.evaluate.n = 4
+    config.gauges.questions = 0
     config.lora.rank = 2
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 1e-2, 1, 2
     config.learn.checkpoint_every = 1

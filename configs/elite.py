@@ -74,6 +74,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 2e-4, 2, 8
     config.evaluate.max_new_tokens = 32
     config.compute.max_length, config.letters = 768, 1800
+    config.gauges.questions, config.gauges.n, config.gauges.max_new_tokens = 8, 2, 32
     return config
 
 
@@ -91,5 +92,6 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.learn.epochs = 1
     config.learn.row_length = 512  # one shape, compiled once
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
+    config.gauges.questions = 0
     config.compute.max_length, config.letters = 512, 280
     return config

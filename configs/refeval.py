@@ -66,6 +66,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.learn.lr, config.learn.epochs = 2e-4, 2
     config.evaluate.max_new_tokens = 32
     config.compute.max_length = 768
+    config.gauges.questions, config.gauges.n, config.gauges.max_new_tokens = 8, 2, 32
     return config
 
 
@@ -84,5 +85,6 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.learn.lr, config.learn.batch_size, config.learn.checkpoint_every = 1e-2, 4, 2
     config.learn.epochs, config.learn.row_length = 1, 512
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
+    config.gauges.questions = 0
     config.compute.max_length = 512
     return config

@@ -78,6 +78,7 @@ def cpu(config: ConfigDict) -> ConfigDict:
     config.learn.lr, config.learn.epochs, config.learn.batch_size = 3e-4, 2, 8
     config.dpo.lr, config.dpo.epochs, config.dpo.batch_size = 1e-4, 2, 8
     config.evaluate.n, config.evaluate.max_new_tokens = 200, 80  # a reflection and an answer
+    config.gauges.questions, config.gauges.n, config.gauges.max_new_tokens = 8, 2, 32
     config.compute.dtype, config.compute.remat, config.compute.max_length = "float32", "none", 512
     return config
 
@@ -98,6 +99,7 @@ def tiny(config: ConfigDict) -> ConfigDict:
     config.dpo.lr, config.dpo.epochs, config.dpo.batch_size = 1e-2, 1, 4
     config.learn.row_length = 512  # one shape, compiled once
     config.evaluate.n, config.evaluate.max_new_tokens = 4, 4
+    config.gauges.questions = 0
     return config
 
 

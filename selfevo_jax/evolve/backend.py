@@ -1,60 +1,44 @@
-"""The model behind a run: opened for its hash, loaded only when a stage has something to do."""
+"""What a run needs of its models and their trainer, and how JAX gives it."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from selfevo_jax.config import plain
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.embedding import SentenceEncoder, embed_texts
 from selfevo_jax.evolve.files import file_sha256
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.lesson_text import Trainable, rendered
 from selfevo_jax.evolve.policy import EMBEDDING, Policy, Role
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.tiny import RANDOM, random_model
+from selfevo_jax.evolve.tiny import RANDOM
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.evolve.uncertainty import token_statistics
 from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer, Trainer
-from selfevo_jax.models.config import REMATS, Compute
-from selfevo_jax.models.llama import abstract_params
-from selfevo_jax.models.lora import Adapter, LoraConfig, adapter, rescaled
+from selfevo_jax.models.lora import Adapter, rescaled
 from selfevo_jax.models.merge import Part, merge_adapters
-from selfevo_jax.models.quantize import KINDS, quantize_base
-from selfevo_jax.parallel.compile_cache import keep_compiled
 from selfevo_jax.parallel.distributed import barrier, first, one_after_another, own_name
-from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
-from selfevo_jax.parallel.placement import replication_warnings
-from selfevo_jax.parallel.rules import same_shares, shardings
 from selfevo_jax.records import Prompt, Sample, content_id
-from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.http.client import HttpGenerator, open_server
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.sample.http.secret import secret_from_environment
 from selfevo_jax.sample.protocol import Generator
 from selfevo_jax.text.render import TokenExample, prompt_text, render_example
-from selfevo_jax.text.tokenizer import Tokenizer, load_tokenizer
+from selfevo_jax.text.tokenizer import Tokenizer
 from selfevo_jax.weights.encoder_files import is_encoder
-from selfevo_jax.weights.model_files import ModelFiles, open_model
-from selfevo_jax.weights.peft import WEIGHTS, load_peft, save_peft
+from selfevo_jax.weights.peft import WEIGHTS, save_peft
 from selfevo_jax.weights.sources import resolve
-from selfevo_jax.weights.storage import cache_folder
 
 log = logging.getLogger(__name__)
 
 # Raised by hand when a change of the trainer changes what it gives for the same settings.
 TRAINER_VERSION = "1"
-PROMPT_ROWS = 8  # prompts kept to be shared, all hosts together
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Backend(Protocol):
@@ -109,139 +93,16 @@ class Backend(Protocol):
         ...
 
 
-def open_source(source: str) -> ModelFiles:
-    """The files of a model source; besides those of `weights.sources`, `random:tiny?seed=N`."""
-    return open_model(random_model(source) if source.startswith(RANDOM) else source)
-
-
-def compute_of(config: Mapping[str, Any]) -> Compute:
-    """`Compute` from the `compute` settings. Raises UserError for an unknown dtype or remat."""
-    for name, known in (("dtype", DTYPES), ("remat", REMATS)):
-        if config[name] not in known:
-            raise UserError(f"compute.{name} {config[name]!r} is unknown; use {', '.join(known)}")
-    return Compute(DTYPES[config["dtype"]], config["remat"])
-
-
-def quant_of(config: Mapping[str, Any]) -> str | None:
-    """How the base is stored, from the `compute` settings. Raises UserError for an unknown way."""
-    kind = config.get("quant", "none")
-    if kind not in ("none", *KINDS):
-        raise UserError(f"compute.quant {kind!r} is unknown; use none or {' or '.join(KINDS)}")
-    return None if kind == "none" else kind
-
-
-class JaxModel:
-    """A base model on a mesh, with its tokenizer; parameters are loaded at first use.
-
-    Several hosts share the parameters for training; each samples with a copy on its own devices.
-    """
-
-    def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
-        """`compute`: the `compute` settings of a run (dtype, remat, quant, mesh, slots, ...)."""
-        self.source, self.settings, self.progress = source, compute, progress
-        self.compute, self.quant = compute_of(compute), quant_of(compute)
-        self._generator: tuple[Path | None, Generator] | None = None
-        keep_compiled(cache_folder() / "compiled")
-
-    @cached_property
-    def files(self) -> ModelFiles:
-        """The opened files; no weights are read."""
-        return one_after_another(lambda: open_source(self.source))
-
-    @property
-    def hash(self) -> str:
-        """Hash of the base as it is computed with: a quantised one is another model."""
-        return self.files.hash if self.quant is None else f"{self.files.hash}+{self.quant}"
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer with its chat template."""
-        return load_tokenizer(self.files.path)
-
-    @cached_property
-    def training_mesh(self) -> Mesh:
-        """The mesh of `compute.mesh`, over the devices of all hosts."""
-        return make_mesh(self.settings["mesh"])
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        """The part of it that this host has for itself."""
-        return local_mesh(self.training_mesh)
-
-    @cached_property
-    def params(self) -> dict:
-        """The base's parameters on `mesh`."""
-        return self._load(self.mesh)
-
-    @cached_property
-    def training_params(self) -> dict:
-        """The base's parameters on `training_mesh`."""
-        if self.mesh == self.training_mesh:
-            return self.params
-        if jax.process_count() > 1:
-            return self._load(self.training_mesh)
-        placed = jax.device_put(self.params, shardings(self.params, self.mesh))
-        return same_shares(placed, self.training_mesh)
-
-    def _load(self, mesh: Mesh) -> dict:
-        config, dtype = self.files.config, self.compute.dtype
-        placed = shardings(abstract_params(config, dtype), mesh)
-        with self.progress.busy(f"loading {self.source}"):
-            params = self.files.load(placed, dtype)
-            if self.quant is not None:
-                params = quantize_base(params, self.quant)
-            jax.block_until_ready(params)
-        for line in replication_warnings(params, mesh.size):
-            self.progress.say(f"warning: {line}; more fsdp or tensor in compute.mesh shares it")
-        return params
-
-    def adapter(self, folder: Path | None) -> tuple[dict | None, LoraConfig | None]:
-        """The LoRA tree and shape in a PEFT folder; (None, None) for the base itself."""
-        if folder is None:
-            return None, None
-        return load_peft(folder, self.files.config, self.files.hash)
-
-    def applied(self, folder: Path | None) -> Adapter | None:
-        """The adapter in a PEFT folder, ready for the forward pass."""
-        tree, lora = self.adapter(folder)
-        return None if tree is None or lora is None else adapter(tree, lora)
-
-    def generator(self, folder: Path | None) -> Generator:
-        """An engine for the base with the adapter in `folder`; the last one made is kept."""
-        if self._generator is None or self._generator[0] != folder:
-            self._generator = None  # frees its cache before the next one is made
-            engine = JaxGenerator(
-                self.files.config,
-                self.params,
-                self.tokenizer,
-                adapter=self.applied(folder),
-                slots=self._share(self.settings["slots"]),
-                prompt_rows=self._share(PROMPT_ROWS),
-                max_length=min(self.settings["max_length"], self.files.config.max_position),
-                compute=self.compute,
-                mesh=self.mesh,
-            )
-            self._generator = (folder, engine)
-        return self._generator[1]
-
-    def _share(self, rows: int) -> int:
-        """This host's share of so many rows of all hosts, as its mesh splits them evenly."""
-        split = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        whole = math.prod(self.training_mesh.shape[axis] for axis in BATCH_AXES)
-        return max(rows // whole, 1) * split
-
-    def release_generator(self) -> None:
-        """Drops the engine, so that its cache does not lie beside what training needs."""
-        self._generator = None
-
-
 class JaxBackend:
     """`Backend` on JAX, from a run's configuration."""
 
     trainer_version = TRAINER_VERSION
 
-    def __init__(self, config: FrozenConfigDict, progress: Progress) -> None:
-        self.config, self.progress = config, progress
+    def __init__(
+        self, config: FrozenConfigDict, progress: Progress, workdir: Path | None = None
+    ) -> None:
+        """`workdir` is the run's, where caps on servers count over all starts."""
+        self.config, self.progress, self._workdir = config, progress, workdir
         self.model = JaxModel(config.model, config.compute.to_dict(), progress)
         self._others: dict[str, JaxModel] = {}
         self._encoders: dict[str, SentenceEncoder | None] = {}
@@ -259,7 +120,6 @@ class JaxBackend:
     def role_hash(self, role: Role) -> str:
         """See `Backend.role_hash`; of a model on a server no more is known than its name."""
         if role.remote is not None:
-            _ = role.server  # what cannot be is said before anything is asked
             return content_id("server", *role.remote)
         if (encoder := self._encoder(role)) is not None:
             self._check_embeds_alone(role)
@@ -443,15 +303,10 @@ class JaxBackend:
             address, name = role.remote or ("", "")
             key = secret_from_environment(role.key_env) if role.key_env else None
             endpoint = Endpoint(address, name, key=key)
-            self._servers[role] = open_server(endpoint, role.server, self._spending_folder())
+            # Hosts cannot share SQLite's files on a file server: each has its own.
+            kept = self._workdir / own_name("servers") if self._workdir else None
+            self._servers[role] = open_server(endpoint, role, kept)
         return self._servers[role]
-
-    def _spending_folder(self) -> Path:
-        """Where a cap without a cache file counts: equal for all starts of a run, whatever its
-        other settings, and apart for each host."""
-        c = self.config
-        job = content_id(c.method, c.model, plain(c.task), c.seed)
-        return cache_folder() / "servers" / own_name(job)
 
 
 def reply_examples(

@@ -12,8 +12,9 @@ from selfevo_jax.evolve import refeval
 from selfevo_jax.evolve.acquire import STRATEGIES
 from selfevo_jax.evolve.active import acquired, pool_of
 from selfevo_jax.evolve.contests import by_question
+from selfevo_jax.evolve.curation import revision
 from selfevo_jax.evolve.reflectevo import reflected
-from selfevo_jax.evolve.reflection import KEYS, revision
+from selfevo_jax.evolve.reflection import KEYS
 from selfevo_jax.evolve.run import (
     Policy,
     Prompt,
@@ -96,8 +97,10 @@ def chosen_prompt(row: tuple[Row, Prompt]) -> list[Prompt]:
 def with_revisions(
     run: Run, samples: Records[Sample], prompts: Records[Prompt], policy: Policy
 ) -> Records[Sample]:
-    """The samples, and the policy's answers after its reflections on wrong ones."""
+    """The samples, and the policy's answers after its reflections on wrong ones, if any were."""
     with run.within("reflection"):
         stories = reflected(run, prompts, policy, policy)
+    if not stories.count:
+        return samples
     revisions = run.map("revisions", stories, revision, Sample)
     return run.gather("candidates", together([samples, revisions]), by_question, Sample)

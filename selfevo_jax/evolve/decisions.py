@@ -4,9 +4,11 @@ Pure functions of records that come from the training and validation splits; a r
 decide anything by the test split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.gauges import CURE, beyond
 from selfevo_jax.records import Answer, Prompt, Row, Sample, Verdict
 
 ROUNDING = 1e-9  # 0.8 - 0.1 is a little more than 0.7
@@ -49,6 +51,28 @@ def verdict_on_round(answers: Sequence[Answer], tolerance: float, lost_share: fl
 def highest(rows: Sequence[Row]) -> list[Row]:
     """The row with the highest `value`, the first of equals."""
     return [max(rows, key=lambda row: row.values["value"])]
+
+
+def highest_standing(
+    rows: Sequence[Row],
+    gauged: Sequence[Row],
+    least: Mapping[str, float],
+    most: Mapping[str, float],
+) -> list[Row]:
+    """As `highest`, of the policies that no gauge is beyond its limit of.
+
+    Its `collapsed` says of every other one why it was left out. Raises UserError when all were.
+    """
+    found = {row.source_id: beyond(row, least, most) for row in gauged}
+    collapsed = {name: why for name, why in found.items() if why}
+    standing = [row for row in rows if row.source_id not in collapsed]
+    if not standing:
+        told = ", ".join(f"{name} ({why})" for name, why in collapsed.items())
+        raise UserError(f"all candidates have collapsed: {told} (settings gauges.*). {CURE}")
+    (best,) = highest(standing)
+    if not collapsed:
+        return [best]
+    return [Row.make(source_id=best.source_id, values=best.values | {"collapsed": collapsed})]
 
 
 Judged = Sequence[tuple[Sample, Verdict]]

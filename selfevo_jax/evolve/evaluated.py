@@ -6,8 +6,8 @@ from typing import Any
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.asking import Question
-from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.files import file_sha256
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.records import content_id
 from selfevo_jax.sample.http.client import HttpGenerator
 from selfevo_jax.sample.protocol import MAX_LABELS, Generator

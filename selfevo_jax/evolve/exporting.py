@@ -8,8 +8,8 @@ from typing import Any
 
 from selfevo_jax.config import defaults
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.files import read_json
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.lora import merge_lora

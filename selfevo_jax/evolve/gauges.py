@@ -14,6 +14,7 @@ from selfevo_jax.records import Row, Sample
 
 LAST = 0.1  # share of a training's steps over which its gaps are averaged
 DIGITS = 5
+CURE = "Lower learn.lr or raise objective.beta, or loosen the limit and run again"
 Scored = tuple[Sample, Row, Row]  # a reply, its log-prob by its policy, by the model of round 0
 
 
@@ -85,20 +86,18 @@ def _gaps(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def refuse_collapse(
-    row: Row, least: Mapping[str, float | None], most: Mapping[str, float | None]
-) -> None:
-    """Raises a UserError that names every gauge beyond its limit (None: no limit)."""
+def beyond(row: Row, least: Mapping[str, float], most: Mapping[str, float]) -> str:
+    """Every gauge of a policy that is beyond its limit, in words; nothing where none is."""
     values = row.values
-    beyond = [
+    return "; ".join(
         f"{name} is {values[name]:g}, {word} {setting}.{name}={limit:g}"
         for setting, word, limits in (("least", "below", least), ("most", "above", most))
         for name, limit in limits.items()
-        if limit is not None and name in values
-        and (values[name] < limit if setting == "least" else values[name] > limit)
-    ]  # fmt: skip
-    if beyond:
-        raise UserError(
-            f"{values['policy']} has collapsed: {'; '.join(beyond)} (settings gauges.*). "
-            "Lower learn.lr or raise objective.beta, or loosen the limit and run again"
-        )
+        if name in values and (values[name] < limit if setting == "least" else values[name] > limit)
+    )
+
+
+def refuse_collapse(row: Row, least: Mapping[str, float], most: Mapping[str, float]) -> None:
+    """Raises a UserError that names every gauge beyond its limit."""
+    if why := beyond(row, least, most):
+        raise UserError(f"{row.values['policy']} has collapsed: {why} (settings gauges.*). {CURE}")

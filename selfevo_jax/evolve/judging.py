@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
@@ -11,17 +12,26 @@ from typing import Any, Protocol, TypeVar
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.files import disk_full_is_a_message, locked
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.stages import Item, Stage, StageFolder, Work, read_records, run_stage
+from selfevo_jax.evolve.stages import (
+    RECORDS,
+    Item,
+    Stage,
+    StageFolder,
+    Work,
+    read_records,
+    run_stage,
+)
 from selfevo_jax.evolve.work import source_version
-from selfevo_jax.judge import asking, critique, material, pairwise, pointwise
-from selfevo_jax.judge.pairwise import Contest
+from selfevo_jax.judge import asking, critique, material, pairwise, pointwise, rating
+from selfevo_jax.judge.pairwise import FIRST, SECOND, Call, Contest
 from selfevo_jax.judge.pointwise import Marked
-from selfevo_jax.records import Prompt, Record, Sample, join
+from selfevo_jax.records import Prompt, Record, Row, Sample, field_names
 from selfevo_jax.text import prompt_files
 from selfevo_jax.text.data_files import read_numbered
 
 R = TypeVar("R", bound=Record)
 INSTRUCTIONS = ("instruction", "input", "prompt")
+SAMPLES = "sample"  # the stage whose samples are judged unless another is named
 
 
 class Judged(Protocol):
@@ -36,7 +46,7 @@ Ask = Callable[[Iterator[Any]], Iterator[Record]]
 
 def judging_version() -> str:
     """The code that asks judges and reads their replies; prompts are hashed by themselves."""
-    return source_version(asking, material, pairwise, pointwise, critique, prompt_files)
+    return source_version(asking, material, pairwise, pointwise, critique, rating, prompt_files)
 
 
 def through(ask: Ask) -> Work:
@@ -86,12 +96,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The stored answers to one instruction, and its references."""
+    """The stored answers to one instruction, its references, and, of two answers, the one that
+    people call better ("first" or "second"), where that is known."""
 
     id: str
     instruction: str
     outputs: tuple[Output, ...]
     references: tuple[str, ...] = ()
+    label: Call | None = None
 
     def contests(self) -> Iterator[tuple[Contest, Output, Output]]:
         """Every pair of outputs with different texts."""
@@ -108,36 +120,75 @@ class Candidates:
             yield Marked(f"{self.id}/{output.id}", self.instruction, output.text, reference)
 
 
-def run_candidates(workdir: Path, number: int | None = None) -> Iterator[Candidates]:
-    """The samples of a run's round, grouped by prompt; the last round that has them if None.
+def run_candidates(
+    workdir: Path, number: int | None = None, stage: str = SAMPLES
+) -> Iterator[Candidates]:
+    """The samples of a run's stage, grouped by prompt; the last round's that has them if None.
 
-    Raises UserError where no round, or not this one, has finished sampling.
+    References are those of the round's stage `references`, else the gold answers there are.
+    Raises UserError where no round, or not this one, has finished such samples.
     """
-    finished = [
-        path.parent.parent
-        for path in sorted(workdir.glob("round_*/sample/stage.json"))
-        if number is None or path.parent.parent.name == f"round_{number:02d}"
-    ]
+    places = stages_of(workdir, Sample)
+    rounds = None if number is None else f"round_{number:02d}"
+    finished = [p for p in places if p.name == stage and rounds in (None, p.parent.name)]
     if not finished:
         which = "no round" if number is None else f"not round {number}"
-        raise UserError(f"{workdir}: {which} has finished samples; is it the workdir of a run?")
-    samples = read_records(StageFolder(finished[-1] / "sample"), Sample)
-    prompts = read_records(StageFolder(finished[-1] / "prompts"), Prompt)
-    joined = join(samples, prompts, "prompt_id", "id")
-    for _, group in groupby(joined, key=lambda pair: pair[1].id):
-        members = list(group)
-        prompt = members[0][1]
+        known = ", ".join(dict.fromkeys(place.name for place in places))
+        hint = f"its stages with samples: {known}" if places else "is it the workdir of a run?"
+        raise UserError(f"{workdir}: {which} has finished samples of a stage {stage}; {hint}")
+    prompts = _prompts(workdir)
+    references = _references(finished[-1].parent)
+    samples = read_records(StageFolder(finished[-1]), Sample)
+    for name, group in groupby(samples, key=lambda sample: sample.prompt_id):
+        if name not in prompts:
+            raise UserError(f"{workdir}: no prompt is {name}, which samples of {stage} answer")
+        prompt = prompts[name]
         instruction = "\n\n".join(message["content"] for message in prompt.messages)
-        outputs = tuple(Output(sample.id, sample.text, sample.policy) for sample, _ in members)
-        yield Candidates(prompt.id, instruction, outputs)
+        outputs = tuple(Output(sample.id, sample.text, sample.policy) for sample in group)
+        reference = references.get(name) or prompt.answer
+        yield Candidates(name, instruction, outputs, (reference,) if reference else ())
+
+
+def stages_of(workdir: Path, kind: type[Record]) -> list[Path]:
+    """The finished stages of a run that hold records of a kind, round by round."""
+    found = []
+    for sealed in sorted(workdir.glob("round_*/*/stage.json")):
+        records = sealed.parent / RECORDS
+        first = _first_line(records) if records.exists() else b""
+        if first and set(json.loads(first)) == set(field_names(kind)):
+            found.append(sealed.parent)
+    return found
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.readline()
+
+
+def _prompts(workdir: Path) -> dict[str, Prompt]:
+    """All questions of a run: a round may answer an earlier one's."""
+    return {
+        prompt.id: prompt
+        for place in stages_of(workdir, Prompt)
+        for prompt in read_records(StageFolder(place), Prompt)
+    }
+
+
+def _references(round_folder: Path) -> dict[str, str]:
+    """The references of a round by prompt, as RefEval keeps them; none in other runs."""
+    place = StageFolder(round_folder / "references")
+    if place.sealed() is None:
+        return {}
+    return {row.source_id: row.values["text"] for row in read_records(place, Row)}
 
 
 def file_candidates(path: Path) -> Iterator[Candidates]:
     """The rows of a JSON-lines file: instruction (or input, prompt) with its outputs.
 
-    Outputs are `outputs` (a list), `output_1` and `output_2` (with `generator_1`, `generator_2`),
-    or one `output`; `reference` or `references` and `id` where there are any. Raises UserError
-    naming file:line for a row with neither.
+    Outputs are `outputs` (a list), `output_1` and `output_2` (with `generator_1`, `generator_2`,
+    and `label` 1 or 2 where people have said which is better), or one `output`; `reference` or
+    `references` and `id` where there are any. Raises UserError naming file:line for a row with
+    neither, or another label.
     """
     for line, row in read_numbered(path):
         where = f"{path}:{line}"
@@ -150,7 +201,8 @@ def file_candidates(path: Path) -> Iterator[Candidates]:
                 f"and output_2, or output, all texts; this one has {', '.join(row)}"
             )
         name = str(row.get("id", line))
-        yield Candidates(name, str(instruction), outputs, references_of(row, where))
+        references, label = references_of(row, where), _label(row, where)
+        yield Candidates(name, str(instruction), outputs, references, label)
 
 
 def _outputs(row: Mapping[str, Any]) -> tuple[Output, ...]:
@@ -159,6 +211,16 @@ def _outputs(row: Mapping[str, Any]) -> tuple[Output, ...]:
     if "output_1" in row and "output_2" in row:
         return tuple(Output(str(n), row[f"output_{n}"], row.get(f"generator_{n}")) for n in (1, 2))
     return (Output("1", row["output"], row.get("generator")),) if "output" in row else ()
+
+
+def _label(row: Mapping[str, Any], where: str) -> Call | None:
+    """Which of `output_1` and `output_2` people call better; None where the row does not say."""
+    label = row.get("label")
+    if label is None or "output_1" not in row:
+        return None
+    if isinstance(label, bool) or label not in (1, 2):
+        raise UserError(f"{where}: label {label!r} must be 1 or 2, the number of the better output")
+    return FIRST if label == 1 else SECOND
 
 
 def references_of(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

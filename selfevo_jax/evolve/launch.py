@@ -31,7 +31,8 @@ from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.quantize import BYTES
 from selfevo_jax.parallel.distributed import agreed, barrier, first, own_name
-from selfevo_jax.text.show import escape_controls
+from selfevo_jax.sample.http.endpoint import Endpoint
+from selfevo_jax.text.terminal import escape_controls
 
 PACKAGES = ("selfevo-jax", "jax", "jaxlib", "flax", "optax", "tokenizers", "reasoning-gym")
 BACKENDS = {
@@ -74,7 +75,7 @@ def launch(
             progress.log_to(workdir / own_name("log.jsonl"))
         stack.enter_context(told_by_logging(progress))
         task = get_task(config.task.name, **config.task.args.to_dict())
-        backend = open_backend(config, progress)
+        backend = open_backend(config, progress, workdir)
         _tell_changes(config, workdir, progress)
         plan = show_plan(config, workdir, task, backend, progress)
         barrier()  # the plan looks at what host 0 is about to change
@@ -82,8 +83,13 @@ def launch(
             _execute(config, workdir, task, backend, progress, plan, command)
 
 
-def open_backend(config: FrozenConfigDict, progress: Progress) -> JaxBackend:
-    """The backend that `config.backend` and `config.executor` name. Raises UserError for others."""
+def open_backend(
+    config: FrozenConfigDict, progress: Progress, workdir: Path | None = None
+) -> JaxBackend:
+    """The backend that `config.backend` and `config.executor` name, for a run in `workdir`.
+
+    Raises UserError for others.
+    """
     if config.backend not in BACKENDS:
         raise UserError(f"--config.backend={config.backend}: use {' or '.join(BACKENDS)}")
     if config.executor not in EXECUTORS:
@@ -94,7 +100,7 @@ def open_backend(config: FrozenConfigDict, progress: Progress) -> JaxBackend:
     ray = config.executor == "ray"
     where = "selfevo_jax.evolve.ray_pool:RayBackend" if ray else BACKENDS[config.backend]
     module, _, name = where.partition(":")
-    return getattr(importlib.import_module(module), name)(config, progress)
+    return getattr(importlib.import_module(module), name)(config, progress, workdir)
 
 
 def check_config(config: FrozenConfigDict) -> None:
@@ -114,6 +120,8 @@ def check_config(config: FrozenConfigDict) -> None:
             raise UserError(f"--config.{name}={value}: it must be at least 1")
         if isinstance(value, tuple) and len(set(value)) < len(value):
             raise UserError(f"--config.{name}={value}: a value is there twice")
+        if isinstance(value, str) and value.startswith(("http://", "https://")):
+            Endpoint(*value.partition("#")[::2])  # a key in it would be in every file of the run
 
 
 def show_plan(
@@ -122,6 +130,7 @@ def show_plan(
     """Prints the plan, the expected memory and the first prompt as the model will read it."""
     run = Run(config, workdir, task, backend, progress, planning=True)
     method(config.method)(run)
+    run.check_repeated()
     agreed(lambda: check_supply(config, task, run.needs))
     compute = config.compute
     value_bytes = backend.model.compute.dtype(0).itemsize

@@ -111,17 +111,17 @@ def meteor(run: Run) -> Policy:
 
 def distillation(run: Run, prompts: Records[Prompt], student: Policy) -> Policy:
     """The student after imitating answers that were given along its guidelines."""
-    c, teacher = run.config, run.role("teacher", student)
+    c = run.config
     wanted = partial(guiding.requested, file=GUIDELINE, field=c.field)
-    guidelines = run.ask("guideline", prompts, student, wanted, c.guideline)
-    rows = guidelines.join(prompts)
+    rows = run.ask("guideline", prompts, student, wanted, c.guideline).join(prompts)
     if c.distil.by == "teacher" or c.distil.compare:
+        teacher = run.role("teacher")
         along = partial(guiding.guided, file=DISTIL, field=c.field, letters=c.letters)
         answers = run.ask("distil", rows, teacher, along, c.distil.reply)
         if c.distil.compare:
-            sides = ("with", "without")
             freely = partial(guiding.requested, file=UNGUIDED, field=c.field)
             others = run.ask("unguided", answers.join(prompts), teacher, freely, c.distil.reply)
+            sides = ("with", "without")
             marked(run, "quality", [others, answers], prompts, sides, student, CRITERIA)
     if c.distil.by == "gold":
         answers = run.map("gold", rows, guiding.gold_reply, Sample)

@@ -88,10 +88,19 @@ class ModelStages(PureStages):
         """The policy that the run starts from: the base model without an adapter."""
         return self._keep(Policy("base", self.backend.hash))
 
-    def role(self, name: str, otherwise: Policy) -> Policy:
-        """Who plays the role of `config.roles.NAME`; `otherwise`, where no model is bound to it."""
+    def role(self, name: str, otherwise: Policy | None = None) -> Policy:
+        """Who plays the role of `config.roles.NAME`; `otherwise`, where no model is bound to it.
+
+        Raises UserError where none is bound and nobody else may play it.
+        """
         role = Role(**self.config.roles[name].to_dict())
         if not role.bound:
+            if otherwise is None:
+                raise UserError(
+                    f"--config.roles.{name}.model is not given, and the settings ask for a {name}: "
+                    f"name its model, or say --config.roles.{name}.model={self.config.model} for "
+                    "the run's own base"
+                )
             return otherwise
         return self._keep(Policy(name, self.backend.role_hash(role), role=role))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.records import Row
+from selfevo_jax.text.terminal import PlainTable
 
 GIB = 2.0**30
 
@@ -42,7 +42,7 @@ class Step:
 
 def print_plan(console: Console, steps: list[Step], memory: Mapping[str, float]) -> None:
     """The plan as a table, and the memory that it is expected to need."""
-    table = Table(title="plan", title_justify="left", box=SIMPLE, padding=0)
+    table = PlainTable(title="plan", title_justify="left", box=SIMPLE, padding=0)
     for name in ("stage", "model", "data", "amount", "state"):
         table.add_column(name, overflow="fold", no_wrap=name == "stage")
     for step in steps:
@@ -58,7 +58,7 @@ def print_table(console: Console, title: str, rows: Iterable[Row]) -> None:
     values = [row.values for row in rows]
     names = list(dict.fromkeys(name for row in values for name in row))
     names = [name for name in names if name.removesuffix("_low").removesuffix("_high") == name]
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = PlainTable(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name == names[0])
     for row in values:

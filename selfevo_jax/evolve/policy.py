@@ -1,6 +1,6 @@
 """Who speaks in a run: the base model, the base with a trained adapter, or a model in a role."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ EMBEDDING = ("encoder",)  # the roles that embed text and never write any
 
 
 @dataclass(frozen=True)
-class Role:
-    """Another model than the one that is trained.
+class Role(ServerSettings):
+    """Another model than the one that is trained, and how its server is used, where it is on one.
 
     model       a source as in `config.model`, or `https://HOST/v1#NAME` for a model on an
                 OpenAI-style server; empty: the run's own base; a role of `EMBEDDING` may also be
@@ -22,20 +22,19 @@ class Role:
     adapter     a PEFT folder on top of a local model
     key_env     the environment variable with the server's key
 
-    And for a model on a server, as in `ServerSettings`: per_minute, cap_tokens, cap_money,
-    price_in, price_out and cache. A cap is one on what all who share the cache file have spent on
-    the model, so roles with one model and one file share it.
+    A cap is one on what all who share the cache file have spent on the model, so roles with one
+    model and one file share it. Raises UserError for settings of a server that cannot be.
     """
 
     model: str = ""
     adapter: str = ""
     key_env: str = ""
-    per_minute: float = 0.0
-    cap_tokens: int | None = None
-    cap_money: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-    cache: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"the role with model={self.model}: {error}") from error
 
     @property
     def bound(self) -> bool:
@@ -49,20 +48,10 @@ class Role:
             return None
         address, mark, name = self.model.partition("#")
         if not mark or not name:
-            raise UserError(
-                f"role model {self.model!r} names no model; write https://HOST/v1#MODEL"
-            )
+            raise UserError(f"the role on {address} names no model; write https://HOST/v1#MODEL")
         if self.adapter:
             raise UserError(f"role model {self.model} is on a server; it takes no adapter here")
         return address, name
-
-    @property
-    def server(self) -> ServerSettings:
-        """How the model's server is used. Raises UserError for settings that cannot be."""
-        try:
-            return ServerSettings(**{f.name: getattr(self, f.name) for f in fields(ServerSettings)})
-        except UserError as error:
-            raise UserError(f"the role with model={self.model}: {error}") from error
 
 
 @dataclass(frozen=True)

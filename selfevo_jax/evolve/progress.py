@@ -22,6 +22,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from selfevo_jax.text.terminal import escape_controls
+
 LINE_SECONDS = 5.0
 BUSY_SECONDS = 10.0
 
@@ -54,7 +56,8 @@ class Progress:
 
     def say(self, message: str, **fields: Any) -> None:
         """One line for the reader, with the run's age, and an event."""
-        self.console.print(f"[{self._age()}] {message}", markup=False)
+        shown = escape_controls(message)  # it may quote a server, a file, a model
+        self.console.print(f"[{self._age()}] {shown}", markup=False)
         self.event("note", message=message, **fields)
 
     def _age(self) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,8 +39,10 @@ TRIES = 3  # of a shard whose actors die, before the run gives up
 class RayBackend(JaxBackend):
     """`JaxBackend` whose local models answer from a pool of Ray actors."""
 
-    def __init__(self, config: FrozenConfigDict, progress: Progress) -> None:
-        super().__init__(config, progress)
+    def __init__(
+        self, config: FrozenConfigDict, progress: Progress, workdir: Path | None = None
+    ) -> None:
+        super().__init__(config, progress, workdir)
         if jax.process_count() > 1:
             raise UserError(
                 "--config.executor=ray goes without --cluster: start the run on one machine, and "

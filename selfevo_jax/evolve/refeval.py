@@ -120,7 +120,7 @@ def referred(run: Run, prompts: Records[Prompt], base: Policy) -> Records[Row]:
     if c.by == "file":
         rows = run.read("read_references", c.file, contests.file_reference, Row)
         return run.map("references", prompts, contests.found_reference, Row, given=rows)
-    replies = run.ask("refer", prompts, run.role("teacher", base), question, c.reply)
+    replies = run.ask("refer", prompts, run.role("teacher"), question, c.reply)
     return run.map("references", replies.join(prompts), contests.replied_reference, Row)
 
 
@@ -182,7 +182,7 @@ def best_beta(run: Run, pairs: Records[Pair], start: Policy) -> Policy:
     trained, values = list[Policy](), list[View]()
     for beta in c.betas:
         with run.within(f"beta_{beta}"):
-            policy = run.train(pairs, start, objective={"beta": beta})
+            policy = run.train(pairs, start, objective={"beta": beta}, candidate=True)
             trained.append(policy)
             answers = run.ask("answer", first.join(validation), policy, last_question, c.greedy)
             if c.validation.by == "accuracy":

@@ -7,10 +7,10 @@ Dpref. The reflector learns from these, by imitation in one pass or two or by pr
 every answer is reflected on and tried again: no checker says which (a bound with one is optional).
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from selfevo_jax.evolve import curation, turns
 from selfevo_jax.evolve import reflection as r
 from selfevo_jax.evolve.lessons import gold_lesson
 from selfevo_jax.evolve.run import (
@@ -31,6 +31,7 @@ from selfevo_jax.evolve.run import (
     together,
 )  # fmt: skip
 
+SFT = {"loss": "sft"}
 # Turns (the first answer and those after it), and what a later one is given: fresh | stored | none.
 AGAIN = {"turns": 2, "reflection": "fresh", "stored": ""}  # stored: a file {question, reflection}
 
@@ -58,8 +59,7 @@ def defaults() -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Team:
+class Team(NamedTuple):
     """Who answers, reflects, and answers again; `whole`: the reflector does both."""
 
     generator: Policy
@@ -80,15 +80,15 @@ def reflectevo(run: Run) -> None:
     for _ in run.rounds(1):
         prompts = run.probed(run.prompts(), generator)
         stories = reflected(run, prompts, generator, reflector, c.generate)
-        run.table("corpus", stories, r.corpus_table)
+        run.table("corpus", stories, curation.corpus_table)
         for name in c.variants:
             with run.within(name):
                 if team := VARIANTS[name](run, prompts, stories, start, untrained):
                     outcomes += tested(run, name, questions, team)
                 else:
-                    run.progress.say(f"{name} is not trained: {r.LACKING[name]}")
+                    run.progress.say(f"{name} is not trained: {turns.LACKING[name]}")
     if outcomes:
-        table = partial(r.turns_table, oracle=c.test.oracle, variants=c.variants)
+        table = partial(turns.turns_table, oracle=c.test.oracle, variants=c.variants)
         run.table("table", together(outcomes), table)
 
 
@@ -97,8 +97,8 @@ def reflected(
 ) -> View:
     """Stories of answers that were wrong: (revision, verdict, reflection, answer, prompt).
 
-    What is still wrong after one turn is reflected on in the next. With `how.reflection` none a
-    story is without one.
+    What is still wrong after a turn is reflected on in the next. Where nothing was wrong there are
+    no stories; with `how.reflection` none they are without a reflection.
     """
     c, n = run.config, run.config.pool.per_answer
     run.check_choices("pool.instructions", c.pool.instructions, r.KEYS)
@@ -107,9 +107,10 @@ def reflected(
     verdicts, stories = run.check(answers, prompts), list[View]()
     for turn in range(2, how["turns"] + 1):
         mark = f"_{turn}" if turn > 2 else ""
-        failed, least = answers.join(verdicts).where(r.wrong), int(turn == 2)
-        wrong = run.map(f"wrong{mark}", failed, r.answer_of, Sample, least=least, why=r.ALL_RIGHT)
+        failed = answers.join(verdicts).where(curation.wrong)
+        wrong = run.map(f"wrong{mark}", failed, curation.answer_of, Sample, least=0)
         if not wrong.count:
+            run.progress.say(f"turn {turn}: {curation.ALL_RIGHT}")
             break
         rows = wrong.join(prompts)
         fresh = (rows.expand(keys, n), reflector, r.guided_messages, c.reflect)
@@ -123,15 +124,15 @@ def reflected(
 
 def one_stage(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Imitate reflection and right answer in one go, on D+."""
-    trained = imitating(run, stories.where(r.succeeded), r.whole_lesson, start)
+    trained = imitating(run, stories.where(curation.succeeded), curation.whole_lesson, start)
     return trained and Team(team.generator, trained, trained, whole=True)
 
 
 def two_stage(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Imitate the reflections of D+; then, from there, the right answers that followed."""
-    plus = stories.where(r.succeeded)
-    second = partial(r.revise_lesson, show_attempt=run.config.show_attempt)
-    reflector = imitating(run, plus, r.reflection_lesson, start)
+    plus = stories.where(curation.succeeded)
+    second = partial(curation.revise_lesson, show_attempt=run.config.show_attempt)
+    reflector = imitating(run, plus, curation.reflection_lesson, start)
     corrector = reflector and imitating(run, plus, second, reflector, "_2")
     return reflector and corrector and Team(team.generator, reflector, corrector)
 
@@ -145,26 +146,24 @@ def qa(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Tea
 def imitating(run: Run, rows: View, lesson: Any, start: Policy, part: str = "") -> Policy | None:
     """`start` after imitating the lesson of each row; None where there are no lessons."""
     learned = run.map(f"learn{part}", rows, lesson, Example, least=0)
-    if not learned.count:
-        return None
-    return run.train(learned, start, objective={"loss": "sft"}, name=f"train{part}")
+    return run.train(learned, start, objective=SFT, name=f"train{part}") if learned.count else None
 
 
 def dpo(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Prefer reflections that helped to others on the same answer: D+-."""
-    most = run.config.pool.per_answer
-    pairs = run.map("pairs", stories.groups(), r.helped_against_not, Pair, most=most, least=0)
+    most, told = run.config.pool.per_answer, stories.groups()
+    pairs = run.map("pairs", told, curation.helped_against_not, Pair, most=most, least=0)
     return preferring(run, pairs, start, team)
 
 
 def dpo_pref(run: Run, prompts: View, stories: View, start: Policy, team: Team) -> Team | None:
     """Prefer what a judge prefers among reflections that helped: Dpref."""
     most, judge = run.config.pool.per_answer, run.role("judge", run.base())
-    rivals = run.map("rivals", stories.groups(), r.rivals, Pair, most=most, least=0)
+    rivals = run.map("rivals", stories.groups(), curation.rivals, Pair, most=most, least=0)
     if not rivals.count:
         return None
-    judged = run.judge("judge", rivals, judge, r.contest, protocol=run.config.judge.protocol)
-    pairs = run.map("pairs", rivals.join(judged, key="id"), r.preferred, Pair, least=0)
+    judged = run.judge("judge", rivals, judge, curation.contest, protocol=run.config.judge.protocol)
+    pairs = run.map("pairs", rivals.join(judged, key="id"), curation.preferred, Pair, least=0)
     return preferring(run, pairs, start, team)
 
 
@@ -194,7 +193,7 @@ def tested(run: Run, name: str, questions: Records[Prompt], team: Team) -> list[
     for turn in range(2, how.turns + 1):
         rows = (current := links[0]).join(questions)
         word = run.ask(f"verify_{turn - 1}", rows, team.corrector, r.verify_messages, greedy)
-        links.insert(2, run.map(f"believe_{turn - 1}", word.join(current), r.belief, Verdict))
+        links.insert(2, run.map(f"believe_{turn - 1}", word.join(current), turns.belief, Verdict))
         said, again = None, f"turn_{turn}"
         if team.whole:
             later = run.ask(again, rows, team.reflector, r.whole_messages, answer)
@@ -204,7 +203,7 @@ def tested(run: Run, name: str, questions: Records[Prompt], team: Team) -> list[
             later = r.retried(run, again, said, current, questions, team.corrector, answer)
         right = run.check(later, questions, name=f"check_{turn}")
         links = [right, *links] if said is None else [right, said, *links]
-        story, what = r.chained(later, links), partial(r.outcome, variant=name, turn=turn)
+        story, what = r.chained(later, links), partial(turns.outcome, variant=name, turn=turn)
         outcomes.append(run.map(f"outcome_{turn}", story.join(questions), what, Row))
         links.insert(0, later)
     return outcomes

@@ -55,7 +55,7 @@ __all__ = [
     "probing", "prompt_file", "question", "role_defaults", "rounds", "sampling", "together",
 ]  # fmt: skip
 
-ALL_SOLVED = "every prompt was solved in an earlier round (difficulty.repeat): there is no more"
+ALL_SOLVED = "every prompt was solved in an earlier round (difficulty.repeat): the rounds end here"
 
 
 class Run(ModelStages):
@@ -69,6 +69,8 @@ class Run(ModelStages):
         super().__init__(*args, **kwargs)
         self._stands: dict[str, tuple[Policy, Records[Answer]]] = {}
         self._rates: list[Records[Row]] = []
+        self._pools: dict[int, Records[Prompt]] = {}  # by round, where prompts are repeated
+        self._gauges: dict[str, Records[Row]] = {}
         self.decided: dict[str, bool] = {}
 
     def check_choices(self, setting: str, values: Iterable[str], known: Sequence[str]) -> None:
@@ -88,8 +90,15 @@ class Run(ModelStages):
                 raise UserError(f"--config.{setting}={value}: {one} must be {limits}")
 
     def rounds(self, most: int | None = None) -> Iterator[int]:
-        """The numbers of the rounds, from 1; stages asked for in between belong to that round."""
+        """The numbers of the rounds, from 1; stages asked for in between belong to that round.
+
+        They end early where `difficulty.repeat` leaves no prompt for the next one.
+        """
         for number in range(1, (most or self.config.rounds) + 1):
+            pool = self._pools.get(self.round)
+            if pool is not None and not self.planning and not any(True for _ in self._left(pool)):
+                self.progress.say(ALL_SOLVED)
+                return
             self.round = number
             yield number
 
@@ -102,9 +111,25 @@ class Run(ModelStages):
         if not self.config.get("difficulty", {}).get("repeat"):
             return self._questions(name, "train", max(self.round - 1, 0) * number, number)
         pool = self._questions(f"{name}_pool", "train", 0, number)
+        self._pools[self.round] = pool
+        return self.map(name, self._left(pool), decisions.itself, Prompt)
+
+    def _left(self, pool: Records[Prompt]) -> View:
+        """The prompts that were not solved in an earlier round."""
         gone = [rates.where(decisions.solved) for rates in self._rates]
-        left = pool.without(together(gone), "source_id") if gone else pool
-        return self.map(name, left, decisions.itself, Prompt, why=ALL_SOLVED)
+        return pool.without(together(gone), "source_id") if gone else pool
+
+    def check_repeated(self) -> None:
+        """Refuses `difficulty.repeat` in a run that draws prompts in one round only.
+
+        It is asked when the plan is whole. Raises UserError.
+        """
+        if len(self._pools) == 1:
+            raise UserError(
+                f"--config.difficulty.repeat=True: {self.config.method} draws its prompts once in "
+                "this run, so that no later round can leave out those that were solved; it needs "
+                "two rounds or more that each draw prompts"
+            )
 
     def held_out(self, n: int | None = None, *, name: str = "held_out") -> Records[Prompt]:
         """The held-out prompts that `evaluate` asks, for a method that asks them in its own way."""
@@ -125,12 +150,11 @@ class Run(ModelStages):
         All of them where that is empty.
         """
         c = self.config.difficulty
-        repeat = c.get("repeat", False)
         _check_band(c.between)
-        if not repeat and not c.between:
+        if not c.repeat and not c.between:
             return samples
         judged = samples.join(self.check(samples, prompts, name="check_band")).groups()
-        if repeat:
+        if c.repeat:
             self._rates.append(self.map("rate", judged, decisions.pass_rate, Row))
         if not c.between:
             return samples
@@ -142,13 +166,17 @@ class Run(ModelStages):
     def probed(self, prompts: Records[Prompt], policy: Policy) -> Records[Prompt]:
         """Those of the prompts that `policy` gets right with a share inside `difficulty.between`.
 
-        The share is that of `difficulty.probe.n` replies drawn for this. All where it is empty.
+        The share is that of `difficulty.probe.n` replies drawn for this, and for
+        `difficulty.repeat`. All where it is empty.
         """
         c = self.config.difficulty
-        if not c.between:
+        if not c.between and not c.repeat:
             return prompts
         drawn = self.ask("probe", prompts, policy, question, c.probe)
-        rows = self.band(drawn, prompts).groups().join(prompts)
+        middling = self.band(drawn, prompts)
+        if not c.between:
+            return prompts
+        rows = middling.groups().join(prompts)
         return self.map("probed", rows, decisions.prompt_of_group, Prompt)
 
     def train(
@@ -161,16 +189,17 @@ class Run(ModelStages):
         learn: Mapping[str, Any] | None = None,
         name: str = "train",
         carry: bool = False,
+        candidate: bool = False,
     ) -> Policy:
         """A new policy: `start` trained on Pairs or Examples, `reference` (`start`) kept frozen.
 
         `objective` and `learn` change settings of the run for this stage alone. With `carry` the
         optimiser goes on from the state that the training of `start` left, where it did (also with
         `carry`), and its own is kept beside the adapter. The new policy is gauged (`gauges.*`).
-        Raises UserError when it has collapsed.
+        Raises UserError when it has collapsed; but one `candidate` of several is left to `choose`.
         """
         policy = self._fitted(examples, start, reference or start, objective, learn, name, carry)
-        return self._gauged(policy, name)
+        return self._gauged(policy, name, candidate)
 
     def merge(
         self,
@@ -187,13 +216,25 @@ class Run(ModelStages):
         return self._gauged(self._merged(policies, how, density, name), name)
 
     def choose(self, policies: Iterable[Policy], values: View, *, name: str = "choose") -> Policy:
-        """The policy with the highest `value` in rows whose `source_id` are the policies' names."""
+        """The policy with the highest `value` in rows whose `source_id` are the policies' names.
+
+        One that has collapsed is left out. Raises UserError when all have.
+        """
         self.assert_unseen(values.inputs)
-        best = self.gather(name, values, decisions.highest, Row, most=1)
+        policies, limits = list(policies), self._limits()
+        gauged = [self._gauges[p.name] for p in policies if limits and p.name in self._gauges]
+        if gauged:
+            least, most = limits["least"], limits["most"]
+            rule = partial(decisions.highest_standing, least=least, most=most)
+            best = self.gather(name, values, rule, Row, given=together(gauged), most=1)
+        else:
+            best = self.gather(name, values, decisions.highest, Row, most=1)
         if best.hash is None:
             return self._best(Policy(self.branch + name, None))
-        wanted = next(iter(best)).source_id
-        chosen = next(policy for policy in policies if policy.name == wanted)
+        row = next(iter(best))
+        for collapsed, why in row.values.get("collapsed", {}).items():
+            self.progress.say(f"{collapsed} has collapsed and is left out: {why}")
+        chosen = next(policy for policy in policies if policy.name == row.source_id)
         return self._best(self._planned_as(self.branch + name, chosen))
 
     def accept(self, candidate: Policy, previous: Policy) -> Policy:
@@ -240,14 +281,26 @@ class Run(ModelStages):
         if result is not None:
             self._best(self._stands[result.name][0] if result.name in self._stands else result)
 
-    def _gauged(self, policy: Policy, name: str) -> Policy:
+    def _limits(self) -> dict[str, dict[str, float]]:
+        """The limits of gauges that are set: `least` and `most` by name; nothing without any."""
+        c = self.config.gauges
+        given = {
+            side: {name: limit for name, limit in c[side].items() if limit is not None}
+            for side in ("least", "most")
+        }
+        return given if any(given.values()) else {}
+
+    def _gauged(self, policy: Policy, name: str, candidate: bool = False) -> Policy:
         if self.config.gauges.questions:
             with self.within(name):
-                self._gauge(policy)
+                gauge = self._gauges[policy.name] = self._gauge(policy)
+            limits = self._limits()
+            if limits and not candidate and not self.planning:
+                gauges.refuse_collapse(next(iter(gauge)), **limits)
         return policy
 
-    def _gauge(self, policy: Policy) -> None:
-        """Replies drawn from a policy, their likelihood by it and by the base, and the limits."""
+    def _gauge(self, policy: Policy) -> Records[Row]:
+        """What replies drawn from a policy, and their likelihood by it and by the base, tell."""
         c, base = self.config.gauges, self.base()
         how = sampling(n=c.n, max_new_tokens=c.max_new_tokens)
         questions = self.validation(c.questions, name="gauge_questions")
@@ -256,9 +309,7 @@ class Run(ModelStages):
         first = self.score("gauge_base", drawn.join(questions), base)
         scored = drawn.join(own, key="id").join(first, key="id")
         row = partial(gauges.gauge_row, policy=policy.name)
-        made = self.gather("gauge", scored, row, Row, given=_steps(policy), most=1)
-        if not self.planning:
-            gauges.refuse_collapse(next(iter(made)), c.least.to_dict(), c.most.to_dict())
+        return self.gather("gauge", scored, row, Row, given=_steps(policy), most=1)
 
 
 def _check_band(between: tuple[float, ...]) -> None:

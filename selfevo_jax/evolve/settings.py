@@ -56,12 +56,8 @@ def banding() -> dict[str, Any]:
 
 def probing() -> dict[str, Any]:
     """The settings of `Run.probed`, for a method that draws one reply to a prompt, or none."""
-    return {
-        "difficulty": {
-            "between": (),  # (low, high): only prompts whose share of right replies lies inside
-            "probe": sampling(n=4),  # the replies that tell
-        }
-    }
+    samples = {"probe": sampling(n=4)}  # drawn to tell the share of right ones
+    return {"difficulty": banding()["difficulty"] | samples}
 
 
 def question(prompt: Prompt) -> Messages:

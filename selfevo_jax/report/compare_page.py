@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 
 from selfevo_jax.evaluate.stats import wilson_interval
-from selfevo_jax.report.compare import Comparison, Contest, Standing
+from selfevo_jax.report.compare import Comparison, Contest, Result, Standing
 from selfevo_jax.report.compare_read import Line
 
 Scale = Callable[[float], float]  # a value's place on an axis, in pixels
@@ -21,7 +21,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 920, 420, 60, 24, 24, 46
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
 HEADS = (
-    "method", "policy", "tokens", "n", "before", "after", "interval", "gain, points", "interval",
+    "method", "n", "before", "at the budget", "tokens", "after", "gain, points",
+    "in the end", "tokens", "after", "gain, points",
 )  # fmt: skip
 OWN_STYLE = """
 svg .axis { stroke: var(--line); }
@@ -47,14 +48,17 @@ def page(comparison: Comparison) -> str:
 
 def _body(comparison: Comparison) -> Iterator[str]:
     yield "<section><h1>Runs side by side</h1><p class='lead'>"
-    yield f"At equal budget: {comparison.budget:,} tokens generated and trained on, the whole "
-    yield "cost of the cheapest. Intervals are 95 %.</p>"
+    yield f"At equal budget: {comparison.budget:,} tokens generated and trained on. In the end: "
+    yield "whatever each has cost. Intervals are 95 %.</p>"
     yield f"<figure class='panel'>{_plot(comparison)}</figure></section>"
-    yield f"<section><h2>At the budget</h2>{_standings(comparison.standings)}</section>"
-    if comparison.contests:
-        yield "<section><h2>Against each other</h2><p class='note'>On the questions that both "
-        yield "answered; p by McNemar's exact test, and corrected for all tests (Holm).</p>"
-        yield f"{_contests(comparison.contests)}</section>"
+    yield f"<section><h2>Results</h2>{_standings(comparison.standings)}"
+    yield from (f"<p class='note'>{escape(line)}</p>" for line in lacking(comparison))
+    yield "</section>"
+    for where, contests in comparison.meetings:
+        if contests:
+            yield f"<section><h2>Against each other, {where}</h2><p class='note'>On the questions "
+            yield "that both answered; p by McNemar's exact test, and corrected for all tests of "
+            yield f"the table (Holm).</p>{_contests(contests)}</section>"
     for first, second in comparison.apart:
         yield f"<p>Not comparable: {escape(first)} and {escape(second)} answered different "
         yield "questions.</p>"
@@ -74,31 +78,38 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _standings(standings: Sequence[Standing]) -> str:
     rows = [
-        (
-            f"{_key(number)}{escape(standing.line.label)}",
-            *map(escape, cells(standing)),
-            _end(standing),
-        )
+        (f"{_key(number)}{escape(standing.line.label)}", *map(escape, cells(standing)))
         for number, standing in enumerate(standings)
     ]
-    return _table(("run", *HEADS, "in the end"), rows)
+    return _table(("run", *HEADS), rows)
 
 
 def cells(standing: Standing) -> tuple[str, ...]:
     """What the table says of a line, under HEADS."""
-    gain, interval = standing.gain, standing.interval
+    first = standing.line.points[0]
+    about = (standing.line.method, f"{len(first.correct)}", f"{first.accuracy:.1%}")
+    return (*about, *_result(standing.at), *_result(standing.end))
+
+
+def _result(result: Result | None) -> tuple[str, str, str, str]:
+    if result is None:
+        return ("nothing", "-", "-", "-")
+    at, span, gain = result.point, result.interval, result.gain
     return (
-        standing.line.method, standing.at.policy, f"{standing.at.tokens:,}",
-        str(len(standing.at.correct)), f"{standing.line.points[0].accuracy:.1%}",
-        f"{standing.at.accuracy:.1%}",
-        f"{interval.low:.1%} to {interval.high:.1%}", points(gain.gain) if gain else "-",
-        f"{points(gain.low)} to {points(gain.high)}" if gain else "-",
-    )  # fmt: skip
+        at.policy,
+        f"{at.tokens:,}",
+        f"{at.accuracy:.1%} ({span.low:.1%} to {span.high:.1%})",
+        f"{points(gain.gain)} ({points(gain.low)} to {points(gain.high)})",
+    )
 
 
-def _end(standing: Standing) -> str:
-    last = standing.line.points[-1]
-    return f"{last.accuracy:.1%} at {last.tokens:,}"
+def lacking(comparison: Comparison) -> list[str]:
+    """A sentence on every line that has nothing at the budget."""
+    return [
+        f"{s.line.label} has nothing within {comparison.budget:,} tokens: {s.lacks}"
+        for s in comparison.standings
+        if s.lacks
+    ]
 
 
 def _contests(contests: Sequence[Contest]) -> str:
@@ -154,7 +165,7 @@ def _plot(comparison: Comparison) -> str:
     )  # fmt: skip
     parts = [f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(spoken)}'>"]
     parts += _axes(most, low, high, at_x, at_y)
-    x = at_x(comparison.budget)
+    x = at_x(min(comparison.budget, most))
     parts.append(
         f"<line class='budget' x1='{x:.1f}' x2='{x:.1f}' y1='{TOP}' y2='{at_y(low):.1f}'/>"
     )

@@ -121,8 +121,9 @@ class _Run:
         """The stages of the same line that came before: choosing and judging, say."""
         line, trained = line_of(tested), bool(self._behind(tested) & set(self.made_by.values()))
         for stage in [s["stage"] for s in self.stages][: self.place[tested]] if trained else ():
-            other = line_of(stage)
-            if other == line or (line and f"{other}.".startswith(f"{line}.")):
+            other, name = line_of(stage), stage.rpartition(".")[2]
+            own = other == line or (line and f"{other}.".startswith(f"{line}."))
+            if own and not name.startswith("gauge"):  # a gauge decides nothing, but by its limits
                 yield stage
 
 

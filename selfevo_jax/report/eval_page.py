@@ -40,12 +40,13 @@ def eval_page(name: str, results: Sequence[TaskResult], pairs: Iterable[Pair]) -
 
 
 def _notes(result: TaskResult) -> list[str]:
-    found = []
-    if result.too_long:
-        found.append(f"{result.task}: {len(result.too_long)} prompts were too long for the model.")
-    if result.cut:
-        found.append(f"{result.task}: {result.cut} replies ended for want of room.")
-    return found
+    told = {
+        "prompts were too long for the model: not asked, they count as wrong": result.too_long,
+        "questions were refused by the server: they count as wrong": result.refused,
+        "questions could not be judged: they are left out of the figures": result.unjudged,
+        "replies ended for want of room": range(result.cut),
+    }
+    return [f"{result.task}: {len(which)} {what}." for what, which in told.items() if which]
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
@@ -88,6 +89,16 @@ def _reply(outcome: Outcome) -> dict[str, Any]:
     return {
         "text": shorten(text),
         "parsed": reading["parsed"][0],
+        "lost": _lost(outcome, scores),
         "right": next(iter(scores.values()), 0.0) == 1.0,
         "scores": ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()),
     }
+
+
+def _lost(outcome: Outcome, scores: Mapping[str, float]) -> str:
+    """Why there is no verdict on a reply; nothing where there is one."""
+    if outcome.too_long:
+        return "too long for the model: not asked, counts as wrong"
+    if outcome.refused:
+        return shorten(f"refused by the server, counts as wrong: {outcome.refused}")
+    return "" if scores else "could not be judged: left out of the figures"

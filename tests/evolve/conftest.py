@@ -115,3 +115,33 @@ def mini(tmp_path, cache, monkeypatch) -> Callable[..., str]:
     """The miniature run of this test."""
     monkeypatch.setenv("SELFEVO_CACHE", str(cache))
     return Mini(tmp_path / "run")
+
+
+EASY = """
+import runpy
+
+def get_config(arg=None):
+    config = runpy.run_path({config!r})["get_config"](arg)
+    config.task.name, config.task.args = "ifeval", {{"data_dir": {data!r}}}
+    return config
+"""
+
+
+@pytest.fixture
+def easy(tmp_path) -> Callable[[Mini], Mini]:
+    """Gives a run a task whose every reply is right: fewer than 999 words are asked for."""
+    asked = {"instruction_id_list": ["length_constraints:number_words"]}
+    asked["kwargs"] = [{"num_words": 999, "relation": "less than"}]
+    rows = [{"key": n, "prompt": f"Say {n} in a few words."} | asked for n in range(60)]
+    (tmp_path / "ifeval").mkdir()
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "ifeval" / "input_data.jsonl").write_text(lines)
+
+    def changed(run: Mini) -> Mini:
+        config, _, variant = run.config.rpartition(":")
+        file = tmp_path / "easy.py"
+        file.write_text(EASY.format(config=config, data=str(tmp_path)))
+        run.config = f"{file}:{variant}"
+        return run
+
+    return changed

@@ -6,7 +6,7 @@ import pytest
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.tasks import get_task
-from selfevo_jax.evolve.backend import JaxModel
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.sample.protocol import LabelRequest
 

@@ -1,5 +1,6 @@
 """RefEval with stages of other methods, in miniature: each borrowed stage's output is used."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,15 @@ def test_every_variant_is_whole(which, size):
 def test_an_unknown_combination_names_the_known():
     with pytest.raises(UserError, match="use selection, reflection or both with -cpu or -tiny"):
         load_config(f"{CONFIGS / 'combined.py'}:7b")
+
+
+def test_a_round_with_nothing_to_reflect_on_goes_on_with_its_samples(method, easy):
+    """Every answer is right: the samples alone are candidates, and are learned."""
+    run = easy(method("easy"))
+    few = ("rounds=1", "evaluate.n=2", "accept.questions=0", "gauges.questions=0")
+    said = run("prompts_by=all", "betas=(0.05,)", "answer.temperature=1.0", *few)
+    assert all(row["correct"] for row in run.rows("round_01/reflection.check"))
+    assert not (run.workdir / "round_01/candidates").exists()
+    assert set(ids(run, "round_01/pair", "chosen_id")) <= set(ids(run, "round_01/sample"))
+    assert "nothing to reflect on" in said
+    assert json.loads((run.workdir / "run.json").read_text())["finished"]

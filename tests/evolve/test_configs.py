@@ -38,7 +38,8 @@ LAYOUT = {
         "label": "c",
     },
     "instruction_small/instruction_data.jsonl": OPEN,
-    "conala/test.jsonl": {"intent": "fact NUMBER", "snippet": "x"},
+    "conala/train.jsonl": {"intent": "fact NUMBER", "snippet": "x"},
+    "conala/test.jsonl": {"intent": "another held out fact NUMBER", "snippet": "x"},
 }  # fmt: skip
 
 

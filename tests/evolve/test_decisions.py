@@ -233,3 +233,34 @@ def test_a_fall_of_just_the_tolerance_is_allowed():
         [*answers("best", "x" * 100), *answers("new", "x" * 71 + "." * 29)], 1.0, 0.29
     )
     assert found.values["accepted"]
+
+
+def test_a_run_whose_prompts_are_all_solved_ends_cleanly(method, easy):
+    """Prompts of a method that draws one answer to each are probed for it; here all are solved."""
+    run = method("solved")
+    run.config = run.config.replace("decisions", "elite")
+    easy(run)
+    few = ("rounds=3", "prompts.n=2", "baselines=()", "evaluate.n=2", "critique.n=1")
+    said = run(*few, "difficulty.repeat=true", "difficulty.probe.n=2")
+    assert all(row["values"]["rate"] == 1.0 for row in run.rows("round_01/rate"))
+    assert "solved in an earlier round (difficulty.repeat): the rounds end here" in said
+    assert not (run.workdir / "round_02").exists()
+    assert json.loads((run.workdir / "run.json").read_text())["best"] == "round_01"
+    table = [row["values"]["policy"] for row in run.rows("round_01/table")]
+    assert table == ["base", "round_01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("meteor", ()), ("reflectevo", ()), ("active", ()), ("verified", ("rounds=1",)),
+        ("combined", ("prompts_by=entropy",)),
+    ],
+)  # fmt: skip
+def test_repeating_is_refused_where_prompts_are_drawn_once(method, name, others):
+    run = method(name)
+    file = "quickstart" if name == "verified" else name
+    run.config = run.config.replace("decisions", file)
+    with pytest.raises(UserError, match=f"difficulty.repeat=True: {name} draws its prompts once"):
+        run(*others, "difficulty.repeat=true", dry_run=True)
+    run(*others, dry_run=True)

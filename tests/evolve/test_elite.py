@@ -8,8 +8,8 @@ import pytest
 from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import decisions
-from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.elite import critique_messages
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.launch import check_config
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.records import Prompt, Row, Sample

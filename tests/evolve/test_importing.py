@@ -21,7 +21,7 @@ def write(path: Path, rows) -> Path:
 def read(tmp_path):
     """Imports rows (or the file at a path) and returns the records by kind."""
 
-    def importing(form, rows, name="rows.jsonl", prompts=None):
+    def importing(form, rows, name="rows.jsonl", prompts=()):
         path = rows if isinstance(rows, Path) else write(tmp_path / "in" / name, rows)
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         report = import_file(form, path, out, prompts)
@@ -165,6 +165,31 @@ def test_meteor_an_answer_is_learned_only_where_it_was_called_right(read, evalua
     assert found["samples"][1].text == evaluation
 
 
+def test_meteor_guidelines_belong_to_the_questions_in_their_rows(read, tmp_path, capsys):
+    """guidelines.jsonl has no question in a field; the request was decoded with the reply."""
+    raw = [{"title": f"T {n}", "question_content": f"What is {n} (of a)?"} for n in range(3)]
+    machine, vision = write(tmp_path / "ml.json", raw[:2]), write(tmp_path / "cv.json", raw[2:])
+    said = ["Define it.", "T 1\nWhat is 1 (of a)?\nDefine 1.", "Look at T 2."]
+    rows = [{"guideline": text} for text in said]
+    found = read("meteor", rows, "guidelines.jsonl", [machine, vision])
+    assert [question(p) for p in found["prompts"]] == [
+        f"T {n}\n\nWhat is {n} (of a)?" for n in range(3)
+    ]
+    assert [s.text for s in found["samples"]] == ["Define it.", "Define 1.", "Look at T 2."]
+    assert [s.parent_id for s in found["samples"]] == [p.id for p in found["prompts"]]
+    distilled = [raw[1] | {"guideline": "Define 1.", "answer": "One."}]
+    again = read("meteor", distilled)
+    assert again["samples"][0].id == found["samples"][1].id  # one guideline in both files
+    with pytest.raises(UserError, match="jsonl:1: a guideline names no question; give --prompts"):
+        read("meteor", rows, "guidelines.jsonl")
+    with pytest.raises(UserError, match="has 3 rows, .*ml.json 2: not aligned"):
+        read("meteor", rows, "guidelines.jsonl", [machine])
+    command = ["import", "--format=meteor", str(tmp_path / "in" / "guidelines.jsonl")]
+    files = [f"--prompts={machine}", f"--prompts={vision}"]
+    assert cli.main([*command, *files, f"--out={tmp_path / 'imported'}"]) == 0
+    assert "3 rows of meteor (aligned with --prompts)" in capsys.readouterr().out
+
+
 # RefEval ----------------------------------------------------------------------------------------
 
 
@@ -206,19 +231,19 @@ def test_refeval_samples_are_aligned_with_their_prompts(read, tmp_path):
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "Hi"}, {"prompt": "Ho"}])
     reply = {"text": "x", "logprobs": [{"x": -1.0}], "tokens": ["x"]}
     failed = {"text": "dummy", "logprobs": [{"dummy": 0}], "tokens": ["dummy"]}
-    found = read("refeval", [[reply, reply], [failed, reply]], "samples.jsonl", prompts)
+    found = read("refeval", [[reply, reply], [failed, reply]], "samples.jsonl", [prompts])
     assert [s.prompt_id for s in found["samples"]] == [
         found["prompts"][n].id for n in (0, 0, 1)
     ]  # fmt: skip
     assert [s.text for s in found["samples"]] == ["x"] * 3
     assert {"failed": 0} in [row.values for row in found["rows"]]
     texts = [{"text": "one"}, {"text": "two"}]
-    found = read("refeval", texts, "references.jsonl", prompts)
+    found = read("refeval", texts, "references.jsonl", [prompts])
     assert [s.policy for s in found["samples"]] == ["reference"] * 2
     with pytest.raises(UserError, match="samples and references name no prompt; give --prompts"):
         read("refeval", texts, "references.jsonl")
     with pytest.raises(UserError, match="has 1 rows, .* 2: not aligned"):
-        read("refeval", texts[:1], "references.jsonl", prompts)
+        read("refeval", texts[:1], "references.jsonl", [prompts])
 
 
 # Active selection -------------------------------------------------------------------------------

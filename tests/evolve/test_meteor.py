@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,7 +77,7 @@ def taught(method, teacher):
     """A run with a teacher and a judge behind a server."""
     run, address = method("taught"), f"http://127.0.0.1:{teacher.server_port}/v1#gpt"
     roles = [f"roles.{role}.model={address}" for role in ("teacher", "judge", "rival_1")]
-    roles.append("roles.rival_3.model=random:tiny?seed=2")
+    roles += ["roles.rival_3.model=random:tiny?seed=2", "roles.teacher.cap_tokens=1000000"]
     run.said = run(*TAUGHT, *roles)
     return run
 
@@ -99,6 +100,14 @@ def test_each_stage_reaches_the_next(taught, teacher):
         lesson = Example.from_json(row)
         assert lesson.completion == answers[lesson.source_id].text
         assert tuple(lesson.prompt) == prompts[lesson.prompt_id].messages
+
+
+def test_what_the_teacher_cost_is_counted_in_the_workdir(taught):
+    """It goes with the run to another machine; the judge on the same server has no cap."""
+    with sqlite3.connect(taught.workdir / "servers" / "server.sqlite") as ledger:
+        (spent,) = ledger.execute("SELECT prompt, completion FROM spending").fetchall()
+    calls = spent[0] // 5
+    assert calls >= 8 and spent == (5 * calls, 4 * calls)
 
 
 def test_a_revision_sees_the_answer_and_the_advice(taught):
@@ -370,3 +379,16 @@ def test_every_variant_is_whole(variant):
     assert config.model.startswith("hf:") == (variant not in ("cpu", "tiny"))
     with pytest.raises(UserError, match="use llama3_8b, qwen2_7b, cpu or tiny"):
         load_config(f"{CONFIGS / 'meteor.py'}:8b")
+
+
+@pytest.mark.parametrize("asked", ["distil.by=teacher", "distil.compare=true"])
+def test_nobody_teaches_itself_unawares(method, asked):
+    """A teacher that is asked for has to be named; the student's own model can be, in words."""
+    run = method("unawares")
+    with pytest.raises(
+        UserError, match=r"roles\.teacher\.model is not given, .* ask for a teacher"
+    ):
+        run(asked, "roles.teacher.model=", dry_run=True)
+    said = run(asked, "roles.teacher.model=random:tiny?seed=0", dry_run=True)
+    assert re.search(r"round_01/distil +teacher", said)
+    assert "round_01/distil" not in run("roles.teacher.model=", dry_run=True)

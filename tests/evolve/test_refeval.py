@@ -306,3 +306,10 @@ def test_every_variant_is_whole(variant):
     assert config.model.startswith("hf:") == (variant not in ("cpu", "tiny"))
     with pytest.raises(UserError, match="use llama3_8b, qwen2_7b, cpu or tiny"):
         load_config(f"{CONFIGS / 'refeval.py'}:8b")
+
+
+def test_a_teacher_of_references_has_to_be_named(method):
+    run = method("no teacher")
+    with pytest.raises(UserError, match=r"roles\.teacher\.model is not given"):
+        run("references.by=teacher", dry_run=True)
+    run("references.by=teacher", "roles.teacher.model=random:tiny?seed=0", dry_run=True)

@@ -1,4 +1,4 @@
-"""ReflectEvo in miniature: what is curated, what is trained, and a test without an oracle."""
+"""ReflectEvo in miniature: what is made, what is trained, and a test without an oracle."""
 
 import json
 import math
@@ -8,30 +8,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evaluate.reasoning_gym import ReasoningGymTask
-from selfevo_jax.evolve.backend import JaxModel
 from selfevo_jax.evolve.importing.writing import write_shape
+from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.reflection import (
-    KEYS,
     REFLECT,
     WHOLE,
-    belief,
-    corpus_table,
-    drawn_keys,
-    helped_against_not,
-    outcome,
-    preferred,
     reflect_messages,
     revise_messages,
-    rivals,
-    stored_reflections,
-    stored_row,
-    turns_table,
     whole_messages,
 )
-from selfevo_jax.judge.pairwise import Comparison
-from selfevo_jax.records import Prompt, Row, Sample, Verdict
+from selfevo_jax.records import Prompt, Sample
 from selfevo_jax.sample.protocol import Request, SamplingParams
 from selfevo_jax.text.render import render_example, render_prompt
 
@@ -49,14 +36,6 @@ def run(method):
 
 def by_id(run, stage: str) -> dict:
     return {row["id"]: row for row in run.rows(stage)}
-
-
-def test_the_pool_has_32_instructions_and_draws_are_different():
-    assert len(set(KEYS)) == 32 and KEYS[0] == "1-1-1" and KEYS[-1] == "2-8-2"
-    prompt = Prompt.make(task="t", messages=({"role": "user", "content": "?"},), answer=None)
-    drawn = drawn_keys((prompt,), KEYS, 5, 0)
-    assert len(set(drawn)) == 5 and drawn == drawn_keys((prompt,), KEYS, 5, 0)
-    assert drawn != drawn_keys((prompt,), KEYS, 5, 1)
 
 
 def test_only_wrong_answers_are_reflected_on_and_only_help_is_imitated(run):
@@ -110,82 +89,6 @@ def test_every_held_out_answer_is_tried_again_with_no_word_of_its_verdict(run):
         assert len(later) == len(run.rows("round_00/held_out")) == 4
     rows = [row["values"] for row in run.rows("round_01/table")]
     assert not any("acc_oracle" in row for row in rows)
-
-
-def text(parent: Prompt | Sample, what: str, prompt: Prompt) -> Sample:
-    return Sample.make(
-        prompt_id=prompt.id, parent_id=parent.id, text=what, tokens=(1,), logps=(0.0,),
-        finish="stop", seed=0, policy="base",
-    )  # fmt: skip
-
-
-def marked(sample: Sample, correct: bool, parsed: str | None = "x") -> Verdict:
-    return Verdict.make(sample_id=sample.id, score=float(correct), correct=correct, parsed=parsed)
-
-
-def asked(question: str = "?", answer: str | None = "1") -> Prompt:
-    turn = {"role": "user", "content": question}
-    return Prompt.make(task="t", messages=(turn,), answer=answer)
-
-
-def outcome_of(name: str, right: list[bool], believed: list[bool | None], turn: int) -> Row:
-    """What a test keeps of a question: right at each turn, and which answers were believed."""
-    prompt = asked(name)
-    answers = [text(prompt, f"{n}", prompt) for n in range(turn)]
-    told = text(answers[0], "said", prompt)
-    row = [answers[-1], marked(answers[-1], right[turn - 1])]
-    for n in reversed(range(turn - 1)):
-        word = None if believed[n] is None else "yes" if believed[n] else "no"
-        row += [told, answers[n], marked(answers[n], right[n])]
-        row.append(marked(answers[n], bool(believed[n]), word))
-    (found,) = outcome((*row, prompt), "v", turn)
-    return found
-
-
-def outcomes(*flags: tuple[bool, bool, bool]) -> list[Row]:
-    return [outcome_of(str(n), [a, b], [c], 2) for n, (a, b, c) in enumerate(flags)]
-
-
-def test_accuracy_at_turn_2_can_fall():
-    rows = outcomes(
-        (True, False, False), (True, True, True), (True, False, True), (False, True, False)
-    )
-    (found,) = [row.values for row in turns_table(rows, oracle=False)]
-    assert (found["acc_t1"], found["acc"], found["gain"]) == (0.75, 0.5, -0.25)
-    assert (found["right_to_wrong"], found["wrong_to_right"]) == (2, 1)
-    assert found["acc_self_verified"] == 0.75 and "acc_oracle" not in found
-    (bound,) = [row.values for row in turns_table(rows, oracle=True)]
-    assert bound["acc_oracle"] == 1.0
-
-
-def test_oracle_and_self_verification_stop_at_a_turn_and_stay_there():
-    """Wrong, right, wrong: the bound of three turns is that of two; a believed answer is kept."""
-    cases = [
-        ([False, True, False], [False, False]), ([False, True, False], [False, True]),
-        ([False, False, True], [True, False]), ([True, False, False], [False, None]),
-    ]  # fmt: skip
-    rows = [outcome_of(str(n), *case, turn=turn) for turn in (2, 3) for n, case in enumerate(cases)]
-    two, three = [row.values for row in turns_table(rows, oracle=True)]
-    assert (two["turn"], two["acc"], two["acc_self_verified"], two["acc_oracle"]) == (
-        2,
-        0.5,
-        0.5,
-        0.75,
-    )
-    # By hand: the second keeps its right answer of turn 2, the third its wrong one of turn 1.
-    assert (three["turn"], three["acc"], three["acc_self_verified"]) == (3, 0.25, 0.25)
-    assert three["acc_oracle"] == 1.0 and (two["unread"], three["unread"]) == (0, 1)
-
-
-def test_every_delta_has_its_paired_interval():
-    rows = outcomes(*[(False, True, False)] * 3, *[(True, False, True)] * 2, (True, True, False))
-    (found,) = [row.values for row in turns_table(rows, oracle=True)]
-    plain = [found[name] for name in ("gain", "gain_self_verified", "gain_oracle")]
-    assert plain == pytest.approx([1 / 6, 3 / 6, 3 / 6])
-    for name in ("gain", "gain_self_verified", "gain_oracle"):
-        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
-    assert found["gain_self_verified_low"] > found["gain_low"]
-    assert not any("oracle" in name for name in turns_table(rows, oracle=False)[0].values)
 
 
 def test_training_and_test_use_one_template_and_one_role(run):
@@ -274,12 +177,20 @@ def test_no_reflection_that_helped_trains_no_reflector(method):
     assert all(f"{name} is not trained" in said for name in untaught)
 
 
-def test_where_every_answer_is_right_the_run_says_so(method, monkeypatch):
-    """What leaves nothing to reflect on is named: it is no stage that gave nothing."""
-    monkeypatch.setattr(ReasoningGymTask, "_score", lambda self, entry, parsed: 1.0)
-    monkeypatch.setattr(ReasoningGymTask, "_parse", lambda self, entry, text: "1")
-    with pytest.raises(UserError, match="every answer was right, there is nothing to reflect on"):
-        method("easy")("prompts.n=2", "test.turns=1")
+def test_where_every_answer_is_right_nothing_is_learned_from_reflections(method, easy):
+    """It is an outcome, said and shown in both tables."""
+    run = easy(method("easy"))
+    few = ("prompts.n=4", "evaluate.n=2", "variants=('one_stage','two_stage','dpo')")
+    said = run(*few, "answer.temperature=1.0")
+    assert all(row["correct"] for row in run.rows("round_01/check"))
+    assert not (run.workdir / "round_01/reflect").exists()
+    assert "turn 2: every answer was right, so that there is nothing to reflect on" in said
+    (corpus,) = [row["values"] for row in run.rows("round_01/corpus")]
+    assert "every answer was right" in corpus["nothing"]
+    rows = [row["values"] for row in run.rows("round_01/table")]
+    assert [row["variant"] for row in rows if "n" in row] == ["untrained"]
+    untaught = [row["variant"] for row in rows if "not_trained" in row]
+    assert untaught == ["one_stage", "two_stage", "dpo"]
 
 
 def test_the_judge_s_choice_is_what_dpo_pref_learns(method, tmp_path):
@@ -314,69 +225,12 @@ def test_the_judge_s_choice_is_what_dpo_pref_learns(method, tmp_path):
     }
 
 
-def story(said: str, correct: bool, answer: str = "7") -> tuple:
-    """One reflection on one answer, and what came of it."""
-    prompt = asked()
-    first = text(prompt, answer, prompt)
-    reflection = text(first, said, prompt)
-    revision = text(reflection, "1", prompt)
-    return revision, marked(revision, correct), reflection, first, prompt
-
-
-def judged(verdict: str) -> Comparison:
-    return Comparison.make(
-        item_id="i", judge="j", protocol="base", prompt="p", ballots=(), p_first=0.5,
-        verdict=verdict, failure=None, margin=0.0, cut={}, neutralised=(),
-    )  # fmt: skip
-
-
-def test_pairs_prefer_what_helped_and_what_the_judge_prefers():
-    one, two, bad = story("one", True), story("two", True), story("bad", False)
-    (pair,) = helped_against_not([one, two, bad, bad])
-    assert (pair.chosen, pair.rejected) == ("one", "bad")
-    assert rivals([one, one, bad]) == []
-    (met,) = rivals([one, bad, two])
-    first, second = [("one", "two")], [("two", "one")]
-    for verdict, wanted in (("first", first), ("second", second), ("tie", []), ("failure", [])):
-        pairs = preferred((met, judged(verdict)))
-        assert [(pair.chosen, pair.rejected) for pair in pairs] == wanted
-        assert {pair.chosen_id for pair in pairs} <= {met.chosen_id, met.rejected_id}
-    assert preferred((met, judged("second")))[0].chosen_id == met.rejected_id
-    several = [story(f"{n}", True) for n in range(5)]
-    assert [(p.chosen, p.rejected) for p in rivals(several)] == [("0", "1"), ("2", "3")]
-
-
 def test_killed_and_gone_on_with_it_is_the_same(method, content_of):
     few = ("variants=('dpo',)",)
     whole = method("whole")
     whole(*few)
     killed = method.killed("killed", 300, *few)
     assert content_of(killed) == content_of(whole)
-
-
-def test_pairs_are_of_one_answer_and_of_different_words():
-    """Two answers to one question: what is said of one is not set against what is said of the
-    other; the same words are never on both sides."""
-    first, second = story("helps", True, answer="7"), story("does not", False, answer="8")
-    assert helped_against_not([first, second]) == []
-    assert rivals([first, story("too", True, answer="8")]) == []
-    both = [story("same", True), story(" same ", False), story("bad", False)]
-    assert helped_against_not(both) == []
-    (pair,) = helped_against_not([*both, story("good", True)])
-    assert (pair.chosen, pair.rejected) == ("good", "bad")
-
-
-@pytest.mark.parametrize(
-    ("said", "believed", "parsed"),
-    [
-        ("Yes, it is right.", True, "yes"), (" no", False, "no"), ('"Yes"', True, "yes"),
-        ("Now let me check: yes", False, None), ("Note that", False, None), ("", False, None),
-    ],
-)  # fmt: skip
-def test_a_belief_is_a_word_and_what_is_none_is_counted(said, believed, parsed):
-    (_, _, reflection, answer, _) = story(said, True)
-    (found,) = belief((reflection, answer))
-    assert (found.correct, found.parsed) == (believed, parsed)
 
 
 def engine(source: str = "random:tiny?seed=0"):
@@ -568,26 +422,3 @@ def test_stored_reflections_are_used_in_generation_and_test(run, method, tmp_pat
     (tmp_path / "test.jsonl").write_text("\n".join(lines[:3]) + "\n")
     with pytest.raises(UserError, match="1 of 4 questions have no stored reflection, the first is"):
         method("lacking")("test.reflection=stored", f"test.stored={tmp_path / 'test.jsonl'}")
-
-
-def test_a_stored_reflection_is_of_the_very_question():
-    def found(question: str, *known: str, every: bool = False) -> list[str]:
-        prompt = asked(question)
-        rows = [stored_row({"question": name, "reflection": name.upper()}) for name in known]
-        about = [(text(prompt, "7", prompt), prompt)]
-        return [said.text for said in stored_reflections(about, rows, 1, every)]
-
-    assert found("What is 1 + 11?", "What is 1 + 1") == []
-    assert found("What is 1 + 11?", "What is 1 + 1", "What is 1 + 11?") == ["WHAT IS 1 + 11?"]
-    assert found("Sum?\nReply with the answer only.", " Sum?\n") == [" SUM?\n"]
-    assert found("Is it so? Sum?", "Sum?") == []
-    with pytest.raises(UserError, match="1 of 1 questions have no stored reflection"):
-        found("a", "b", every=True)
-    with pytest.raises(UserError, match="needs question and reflection"):
-        found("a", " ")
-
-
-def test_the_corpus_of_tries_without_reflections_is_counted():
-    revision, verdict, _, answer, prompt = story("x", True)
-    (row,) = corpus_table([(revision, verdict, answer, prompt)])
-    assert (row.values["corrected"], row.values["reflections"]) == (1.0, 0)

@@ -47,13 +47,14 @@ ELSEWHERE = {  # settings that a plan does not show -> (test file, what of them 
     "gauges.most.*": ("evolve/test_gauges.py", "above most"),
 }
 SERVER = "https://host.example/v1#m"
+TEACHER = "roles.teacher.model=random:tiny?seed=1"
 BAND, ACCEPT = "difficulty.between=(0.1,0.9)", "accept.questions=2"
 # Circumstances in which settings matter, besides those of the method's miniature itself.
 WHEN: dict[str, list[list[str]]] = {
     "active": [["pool.most_similar=0.9", ACCEPT], [BAND]],
     "combined": [
         [BAND, ACCEPT],
-        ["references.by=teacher", "judge=embedding", "prompts_by=k_centre"],
+        [TEACHER, "references.by=teacher", "judge=embedding", "prompts_by=k_centre"],
         ["references.by=file", "references.file=ROWS", "validation.by=preference"],
     ],
     "elite": [
@@ -67,7 +68,7 @@ WHEN: dict[str, list[list[str]]] = {
     "offline": [["objective.loss=kto"]],
     "refeval": [
         [BAND, ACCEPT],
-        ["references.by=teacher", "judges=('embedding',)"],
+        [TEACHER, "references.by=teacher", "judges=('embedding',)"],
         ["references.by=file", "references.file=ROWS", "validation.by=preference"],
     ],
     "reflectevo": [

@@ -96,30 +96,75 @@ def test_a_line_is_charged_with_its_own_stages_alone(rounds, variants):
     assert x.points[0].policy == y.points[0].policy == "base"
 
 
-def test_lines_stand_at_the_budget_of_the_cheapest(rounds, variants):
+def test_lines_stand_at_the_budget_of_the_cheapest_and_in_their_ends(rounds, variants):
     found = compare([rounds, variants])
     assert found.budget == 1700
-    at = {s.line.label: (s.at.policy, s.at.tokens) for s in found.standings}
+    at, end = (
+        {s.line.label: r and (r.point.policy, r.point.tokens, r.gain.gain) for s, r in results}
+        for results in (
+            [(s, s.at) for s in found.standings], [(s, s.end) for s in found.standings],
+        )
+    )  # fmt: skip
     assert at == {
-        "rounds": ("round_01", 1500), "variants: x": ("base", 0), "variants: y": ("y", 1700),
+        "rounds": ("round_01", 1500, pytest.approx(0.25)), "variants: x": None,
+        "variants: y": ("y", 1700, pytest.approx(0.5)),
     }  # fmt: skip
-    one, x, y = (standing.gain for standing in found.standings)
-    assert (one.gain, x, y.gain) == (pytest.approx(0.25), None, pytest.approx(0.5))
+    assert end == {
+        "rounds": ("round_02", 3000, pytest.approx(0.45)),
+        "variants: x": ("x", 1900, pytest.approx(0.1)),
+        "variants: y": ("y", 1700, pytest.approx(0.5)),
+    }
+    assert [s.lacks for s in found.standings] == [
+        "", "its first trained policy costs 1,900 tokens", "",
+    ]  # fmt: skip
+
+
+def test_the_budget_can_be_chosen(rounds, variants, capsys):
+    found = compare([rounds, variants], 1900)
+    assert [s.at.point.policy for s in found.standings] == ["round_01", "x", "y"]
+    everything = compare([rounds, variants], 10**9)
+    assert all(s.at == s.end for s in everything.standings) and everything.ends == ()
+    first = compare([rounds, variants], 1500).standings
+    assert [s.at and s.at.point.tokens for s in first] == [1500, None, None]
+    assert cli.main(["compare", str(rounds), str(variants), "--budget=1499"]) == 2
+    said = capsys.readouterr().err
+    assert "--budget=1499: nothing was trained within it; the cheapest policy costs 1,500" in said
 
 
 def test_lines_meet_on_the_same_questions_with_corrected_p(rounds, variants):
-    """10 fixed and none broken: p = 2 / 2^10; then 10, 20 differing of three tests."""
+    """At the budget x has nothing, and meets nobody: 10 fixed and none broken, p = 2 / 2^10.
+
+    In the end 28, 14 and 30 of 40 are right: 14, 2 and 16 differ.
+    """
     found = compare([rounds, variants])
-    p = {(c.first, c.second): c.difference.p_value for c in found.contests}
     one, x, y = "rounds", "variants: x", "variants: y"
+    (met,) = found.contests
+    assert (met.first, met.second) == (one, y)
+    assert met.difference.p_value == met.p_holm == pytest.approx(2 * 0.5**10)
+    p = {(c.first, c.second): (c.difference.p_value, c.p_holm) for c in found.ends}
     assert p == {
-        (one, x): pytest.approx(2 * 0.5**10), (one, y): pytest.approx(2 * 0.5**10),
-        (x, y): pytest.approx(2 * 0.5**20),
-    }  # fmt: skip
-    corrected = {(c.first, c.second): c.p_holm for c in found.contests}
-    assert corrected[x, y] == pytest.approx(3 * 2 * 0.5**20)
-    assert corrected[one, x] == corrected[one, y] == pytest.approx(2 * 2 * 0.5**10)
-    assert [c.differing for c in found.contests] == [0, 0, 0]
+        (one, x): pytest.approx((2 * 0.5**14, 2 * 2 * 0.5**14)),
+        (one, y): pytest.approx((0.5, 0.5)),
+        (x, y): pytest.approx((2 * 0.5**16, 3 * 2 * 0.5**16)),
+    }
+    assert [c.differing for c in found.ends] == [0, 0, 0]
+
+
+def test_gauges_are_no_cost_of_a_branch_as_they_are_none_of_the_main_line(tmp_path):
+    """What only looks at a policy is not what it took to make it."""
+    both = [
+        stage(f"round_01/{branch}{name}", generated, trained, policy="base")
+        for branch in ("", "x.")
+        for name, generated, trained in (("train", 0, 500), ("train.gauge_sample", 64, 0))
+    ]
+    tests = [
+        stage("round_00/evaluate", policy="base", right=10),
+        stage("round_01/evaluate", policy="one", right=20),
+        stage("round_01/x.evaluate", policy="x", right=20),
+    ]
+    made = {"one": "round_01/train", "x": "round_01/x.train"}
+    run = build(tmp_path / "gauged", [tests[0], *both, *tests[1:]], made)
+    assert [line.points[-1].tokens for line in read_lines(run)] == [500, 500]
 
 
 def shifted(tmp_path, start):
@@ -132,7 +177,9 @@ def shifted(tmp_path, start):
 
 
 def test_runs_are_compared_on_the_questions_in_common(rounds, tmp_path):
-    (contest,) = compare([rounds, shifted(tmp_path, 30)]).contests
+    found = compare([rounds, shifted(tmp_path, 30)])
+    (contest,) = found.contests
+    assert len(found.ends) == 1
     assert (contest.difference.n, contest.differing) == (10, 60)
     assert (contest.difference.before, contest.difference.after) == (0.0, 1.0)
 
@@ -144,7 +191,8 @@ def test_runs_with_other_questions_are_not_comparable(rounds, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "not comparable: rounds and shifted40 answered different questions" in said
     content = json.loads(out.read_text())
-    assert content["contests"] == []
+    assert content["contests"] == content["contests_in_the_end"] == []
+    assert [run["end"]["tokens"] for run in content["standings"]] == [3000, 2000]
     assert content["not_comparable"] == [{"first": "rounds", "second": "shifted40"}]
 
 
@@ -196,12 +244,15 @@ def test_the_page_has_every_point_and_loads_nothing(rounds, variants, tmp_path, 
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "1,700 tokens generated and trained on" in said
+    lacks = "variants: x has nothing within 1,700 tokens: its first trained policy costs 1,900"
+    assert lacks in said and said.count("in the end, ") == 3
     page = Text(plot.read_text())
     names = [tag for tag, _ in page.tags]
     assert "script" not in names and "link" not in names and "img" not in names
     assert names.count("circle") == 3 + 2 + 2
     assert "http:" not in plot.read_text() and "https:" not in plot.read_text()
     text = " ".join(page.said)
+    assert lacks in text and "Against each other, in the end" in text
     assert "<script>alert(1)<" in text and "equal budget" in text
     first = plot.read_bytes()
     assert cli.main(command) == 0 and plot.read_bytes() == first

@@ -145,13 +145,14 @@ def test_goodput_is_shown_where_a_run_tells_it(driver, page_file, tmp_path):
     assert driver.get_log("browser") == []
 
 
-def answered(number: int, said: str, right: bool, parsed: str | None = "5") -> Outcome:
-    readings = {"none": {"parsed": [parsed], "scores": {"exact_match": float(right)}}}
+def answered(number: int, said: str, right: bool, parsed: str | None = "5", **lost) -> Outcome:
+    scores = {} if lost.pop("unjudged", False) else {"exact_match": float(right)}
+    readings = {"none": {"parsed": [parsed], "scores": scores}}
+    lost = {"too_long": False, "refused": ""} | lost
     return Outcome.make(
         task="sums", number=number, place=f"sums.jsonl:{number + 1}", doc={}, target="5",
         prompt=f"What is {number} + {5 - number}? <script>ran = 1</script>", replies=(said,),
-        logps=(), readings=readings, cluster=None, prompt_tokens=9, tokens=3, cut=0, too_long=False,
-        refused="",
+        logps=(), readings=readings, cluster=None, prompt_tokens=9, tokens=3, cut=0, **lost,
     )  # fmt: skip
 
 
@@ -177,6 +178,39 @@ def test_the_page_of_an_evaluation_picks_what_was_fixed_or_broken(driver, tmp_pa
     assert [x.text for x in driver.find_elements(By.CSS_SELECTOR, "#items del, #items ins")] == [
         "5", "4"
     ]  # fmt: skip
+
+
+def test_the_page_of_an_evaluation_says_what_has_no_verdict(driver, tmp_path):
+    """Too long, refused, not judged: counted in words, picked out, and never called wrong."""
+    why = "<img src=x onerror='ran = 1'> quota"
+    after = [
+        answered(0, "5", True), answered(1, "4", False),
+        answered(2, "", False, None, too_long=True), answered(3, "", False, None, refused=why),
+        answered(4, "", False, None, unjudged=True),
+    ]  # fmt: skip
+    page = tmp_path / "report.html"
+    found = summarise("sums", after)
+    page.write_text(eval_page("tiny", [found], [(one, None) for one in after]), encoding="utf-8")
+    driver.get_log("browser")
+    driver.get(page.as_uri())
+    notes = [p.text for p in driver.find_elements(By.CSS_SELECTOR, "#figures p.note")][1:]
+    assert [note.split(":")[1].split()[:4] for note in notes] == [
+        ["1", "prompts", "were", "too"], ["1", "questions", "were", "refused"],
+        ["1", "questions", "could", "not"],
+    ]  # fmt: skip
+    assert found.figures[0].n == 4  # the one that was not judged is in no figure
+    for value, wanted in {"all": 5, "right": 1, "wrong": 1, "unparsed": 0, "lost": 3}.items():
+        choose(driver, "items", "Show", value)
+        assert count(driver, "items") == wanted, value
+    said = set()
+    for row in range(3):
+        driver.find_elements(By.CSS_SELECTOR, "#items .rows button")[row].click()
+        said.add(driver.find_elements(By.CSS_SELECTOR, "#items .detail .facts")[-1].text)
+        chips = driver.find_elements(By.CSS_SELECTOR, "#items .chip")
+        assert {chip.text for chip in chips} == {"no verdict"}
+    text = "".join(said)
+    assert why in text and "not asked" in text and "left out of the figures" in text
+    assert nothing_ran(driver) and driver.get_log("browser") == []
 
 
 def test_overlap_is_shown(shown):
@@ -428,6 +462,30 @@ def test_every_control_has_a_name_and_no_id_is_used_twice(shown):
     )
 
 
+# Contrast (WCAG 2.2, 1.4.3) of every text on the page with what it stands on; those below it.
+FAINT = """
+const light = (value) => { value /= 255; return value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4; };
+const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const level = ([r, g, b]) => .2126 * light(r) + .7152 * light(g) + .0722 * light(b);
+const ground = (e) => { for (; e; e = e.parentElement) { const found = parts(getComputedStyle(e).backgroundColor);
+  if (found.length < 4 || found[3] > .99) return found; } return [255, 255, 255]; };
+return [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility() && !e.closest("svg")
+    && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())).filter((e) => {
+  const style = getComputedStyle(e), size = parseFloat(style.fontSize);
+  const [a, b] = [level(parts(style.color)), level(ground(e))].sort((x, y) => y - x);
+  return (a + .05) / (b + .05) < (size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5);
+}).map((e) => `${e.className} ${e.textContent.slice(0, 40)} ${getComputedStyle(e).color}`);
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_stands_out_in_both_themes(shown, theme):
+    shown.execute_script(f"document.documentElement.style.colorScheme = '{theme}'")
+    assert shown.execute_script(FAINT) == []
+    shown.execute_script("document.querySelector('#answers .chip').style.color = 'gray'")
+    assert len(shown.execute_script(FAINT)) == 1  # it would be seen
+
+
 def test_narrow_screens_do_not_scroll_sideways(shown):
     size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     shown.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -463,6 +521,37 @@ def test_a_hundred_thousand_records_stay_quick(driver, page_file, tmp_path):
     assert driver.get_log("browser") == []
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_answers_of_a_running_run_stay_quick(driver, run_folder, tmp_path):
+    """From the records in the workdir to the page that is served, and when it follows the run."""
+    workdir = shutil.copytree(run_folder, tmp_path / "run")
+    for path in workdir.glob("round_*/evaluate/records.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        with path.open("w") as file:
+            for number in range(100_000):
+                row = rows[number % len(rows)]
+                file.write(json.dumps(row | {"id": f"{number}", "prompt_id": f"q{number}"}) + "\n")
+    start = time.monotonic()
+    made = write_page(workdir)
+    print("page of 300,000 answers made:", round(time.monotonic() - start, 1), "s,",
+          round(made.stat().st_size / 1e6), "MB")  # fmt: skip
+    made.unlink()
+    with LiveServer(workdir) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        for what in ("served", "served again"):
+            start = time.monotonic()
+            driver.get(server.url)
+            ready = "return document.documentElement.dataset.ready"
+            assert driver.execute_script(ready) == "true" and count(driver) == 100_000
+            print(f"{what}:", round(time.monotonic() - start, 1), "s")
+        assert time.monotonic() - start < 15  # made once while nothing changes
+        assert nothing_ran(driver) and driver.get_log("browser") == []
+        start = time.monotonic()
+        choose(driver, "answers", "Show", "wrong")
+        assert 0 < count(driver) < 100_000 and time.monotonic() - start < 5
+        server.shutdown()
+
+
 def test_a_served_page_follows_the_run(driver, run_folder, tmp_path):
     """It loads itself again while nobody reads, and asks first while somebody does."""
     workdir = shutil.copytree(run_folder, tmp_path / "run")
@@ -480,5 +569,8 @@ def test_a_served_page_follows_the_run(driver, run_folder, tmp_path):
         assert driver.execute_script("return DATA.summary.rounds.length") == 2
         driver.find_element(By.CSS_SELECTOR, "#live button").click()
         until(lambda: driver.execute_script("return DATA.summary.rounds.length") == 3)
-        assert driver.get_log("browser") == []
+        box = driver.find_element(By.CSS_SELECTOR, "#answers input[type=search]")
+        box.send_keys("onerror")  # what a model wrote is as inert as in the file
+        until(lambda: count(driver) == 1)
+        assert nothing_ran(driver) and driver.get_log("browser") == []
         server.shutdown()

@@ -1,4 +1,4 @@
-"""METEOR's files: raw questions, distilled answers, kept revisions, marks on five criteria."""
+"""METEOR's files: questions, guidelines, distilled answers, kept revisions, marks on criteria."""
 
 import json
 import re
@@ -28,6 +28,30 @@ def raw(line: Line) -> Iterator[Record]:
     prompt = _question(line)
     yield prompt
     yield from kept(prompt, line.rest())
+
+
+def nameless(value: Any) -> bool:
+    """Whether a row is a guideline alone, as `guidelines.jsonl` has them."""
+    return isinstance(value, dict) and "guideline" in value and "question_content" not in value
+
+
+def aligned(value: Any, prompt: Prompt, place: str) -> Iterator[Record]:
+    """A question, and the guideline in its row.
+
+    The published code decodes the request with the reply, so that a guideline begins with its
+    question; that part is left out.
+    """
+    line = Line(value if isinstance(value, dict) else {"guideline": value}, place)
+    yield prompt
+    guideline = said(prompt, _after_question(line.text("guideline"), prompt), WEAK)
+    yield guideline
+    yield from kept(guideline, line.rest())
+
+
+def _after_question(text: str, prompt: Prompt) -> str:
+    words = prompt.messages[-1]["content"].split()
+    asked_again = re.match(r"\s*" + r"\s+".join(map(re.escape, words)) + r"\s*", text)
+    return text[asked_again.end() :] if asked_again else text
 
 
 def distilled(line: Line) -> Iterator[Record]:

@@ -2,11 +2,11 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.data import raw_rows, raw_values
@@ -28,6 +28,20 @@ KINDS: Mapping[str, type[Record]] = {
     "prompts": Prompt, "samples": Sample, "verdicts": Verdict, "pairs": Pair,
     "examples": Example, "rows": Row,
 }  # fmt: skip
+
+
+class Aligned(NamedTuple):
+    """Files whose rows name no question: how one is read beside the question in its row."""
+
+    read: Callable[[Any, Prompt, str], Iterator[Record]]
+    nameless: Callable[[Any], bool]  # whether a row is one of such a file
+    why: str
+
+
+ALIGNED: Mapping[str, Aligned] = {
+    "meteor": Aligned(meteor.aligned, meteor.nameless, "a guideline names no question"),
+    "refeval": Aligned(refeval.aligned, refeval.nameless, "samples and references name no prompt"),
+}
 NAMES = {kind: name for name, kind in KINDS.items()}
 LISTED = 20  # bad rows that are named one by one
 
@@ -41,11 +55,12 @@ class Report:
     repeated: Counter[str] = field(default_factory=Counter)
 
 
-def import_file(form: str, path: Path, out: Path, prompts: Path | None = None) -> Report:
+def import_file(form: str, path: Path, out: Path, prompts: Sequence[Path] = ()) -> Report:
     """Reads `path`, a file of the format `form`, into the new folder `out`.
 
-    `prompts` is the file with whose rows RefEval's samples and references are aligned. Raises
-    UserError that names every bad row, and for an `out` that exists; nothing is written then.
+    `prompts` are the files with whose rows, in this order, RefEval's samples and references or
+    METEOR's guidelines are aligned. Raises UserError that names every bad row, and for an `out`
+    that exists; nothing is written then.
     """
     if out.exists():
         raise UserError(f"{out} exists already; give another --out")
@@ -83,7 +98,7 @@ def _write(records: Iterable[Record], folder: Path, report: Report) -> None:
 
 
 def read_file(
-    form: str, path: Path, prompts: Path | None = None, report: Report | None = None
+    form: str, path: Path, prompts: Sequence[Path] = (), report: Report | None = None
 ) -> Iterator[Record]:
     """The records of all rows of a file; rows are counted in `report`.
 
@@ -114,29 +129,33 @@ def _more(places: list[str]) -> str:
 def _read(form: str, place: str, value: Any, question: Prompt | None) -> tuple[str, list[Record]]:
     """(shape, records) of one row; `question` is the prompt that an aligned row belongs to."""
     if question is not None:
-        return "aligned with --prompts", list(refeval.aligned(value, question, place))
-    nameless = isinstance(value, list) or (isinstance(value, dict) and "text" in value)
-    if form == "refeval" and nameless:
-        raise UserError(f"{place}: samples and references name no prompt; give --prompts FILE")
+        return "aligned with --prompts", list(ALIGNED[form].read(value, question, place))
+    if form in ALIGNED and ALIGNED[form].nameless(value):
+        raise UserError(f"{place}: {ALIGNED[form].why}; give --prompts FILE")
     if not isinstance(value, dict):
         raise UserError(f"{place}: a {type(value).__name__} where an object must be")
     shape = shape_of(value, FORMATS[form], place)
     return shape.name, list(shape.read(Line(value, place)))
 
 
-def _rows(form: str, path: Path, prompts: Path | None) -> Iterator[tuple[str, Any, Prompt | None]]:
+def _rows(
+    form: str, path: Path, prompts: Sequence[Path]
+) -> Iterator[tuple[str, Any, Prompt | None]]:
     """(file:line, row, its prompt where the rows are aligned with a file of prompts)."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a file of the format {form}")
-    if prompts is None:
+    if not prompts:
         yield from ((place, value, None) for place, value in _values(form, path))
         return
-    if form != "refeval":
-        raise UserError("--prompts belongs to --format refeval, whose files are aligned by row")
-    questions = [record for record in read_file(form, prompts) if isinstance(record, Prompt)]
+    if form not in ALIGNED:
+        raise UserError(f"--prompts belongs to --format {' and '.join(ALIGNED)}, aligned by row")
+    questions = [
+        record for file in prompts for record in read_file(form, file) if isinstance(record, Prompt)
+    ]
     rows = list(_values(form, path))
     if len(rows) != len(questions):
-        raise UserError(f"{path} has {len(rows)} rows, {prompts} {len(questions)}: not aligned")
+        files = ", ".join(map(str, prompts))
+        raise UserError(f"{path} has {len(rows)} rows, {files} {len(questions)}: not aligned")
     yield from ((*row, question) for row, question in zip(rows, questions, strict=True))
 
 

@@ -88,6 +88,11 @@ def aligned(value: Any, prompt: Prompt, place: str) -> Iterator[Record]:
         yield from kept(sample, rest)
 
 
+def nameless(value: Any) -> bool:
+    """Whether a row is one of samples or references, which name no prompt."""
+    return isinstance(value, list) or (isinstance(value, dict) and "text" in value)
+
+
 def _several(value: Any) -> list[Any]:
     """One reply is written without its list."""
     return value if isinstance(value, list) else [value]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.evolve.curation import helped_against_not
 from selfevo_jax.evolve.files import read_json, write_atomic
 from selfevo_jax.evolve.importing.reading import KINDS, read_file
 from selfevo_jax.evolve.importing.reflectevo import ANSWER, OBSERVED, PROMPT, SIDES
@@ -16,7 +17,6 @@ from selfevo_jax.evolve.journal import compact_json
 from selfevo_jax.evolve.reflection import (
     asked_of,
     guided_messages,
-    helped_against_not,
     reflect_messages,
     revise_messages,
 )

@@ -9,9 +9,11 @@ function figures() {
     DATA.notes.map((note) => make("p", {class: "note"}, note)));
 }
 
-const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right", "good"], wrong: ["wrong", "bad"]};
+const VERDICTS = {fixed: ["fixed", "good"], broken: ["broken", "bad"], right: ["right", "good"], wrong: ["wrong", "bad"],
+  lost: ["no verdict", ""]};
 
 function verdictOf(row) {
+  if (row.after.lost) return "lost";
   if (!row.before || row.before.right === row.after.right) return row.after.right ? "right" : "wrong";
   return row.after.right ? "fixed" : "broken";
 }
@@ -19,10 +21,11 @@ function verdictOf(row) {
 function items() {
   const {rows, total} = DATA.items, compared = rows.some((row) => row.before);
   const options = [["all", "all"], ["wrong", "wrong"], ["right", "right"], ["unparsed", "no answer found"]];
+  if (rows.some((row) => row.after.lost)) options.push(["lost", "no verdict"]);
   if (compared) options.push(["fixed", "fixed"], ["broken", "broken"]);
   const filters = [choice("Show", options, (row, value) => value === "all" || verdictOf(row) === value
-    || (value === "wrong" && !row.after.right) || (value === "right" && row.after.right)
-    || (value === "unparsed" && row.after.parsed === null), "all")];
+    || (value === "wrong" && !row.after.right && !row.after.lost) || (value === "right" && row.after.right)
+    || (value === "unparsed" && row.after.parsed === null && !row.after.lost), "all")];
   if (DATA.tasks.length > 1) filters.unshift(choice("Task", [["", "all"], ...DATA.tasks.map((task) => [task, task])],
     (row, value) => value === "" || row.task === value, ""));
   section("items", "Questions", browser({
@@ -39,8 +42,9 @@ function items() {
 
 function detail(row) {
   const reply = (of, name, said) => make("div", {}, make("h3", {}, name), make("p", {class: "facts"},
-    make("span", {class: "chip " + (of.right ? "good" : "bad")}, of.right ? "\u2713 right" : "\u2717 wrong"),
-    make("span", {}, of.parsed === null ? "no answer found" : `read as ${clip(of.parsed)}`),
+    of.lost ? make("span", {class: "chip"}, "no verdict")
+      : make("span", {class: "chip " + (of.right ? "good" : "bad")}, of.right ? "\u2713 right" : "\u2717 wrong"),
+    make("span", {}, of.lost || (of.parsed === null ? "no answer found" : `read as ${clip(of.parsed)}`)),
     make("span", {}, of.scores)), said);
   const runs = row.before ? wordDifference(row.before.text, row.after.text) : [["same", [row.after.text]]];
   const after = reply(row.after, row.before ? "After" : "Reply", side(runs, "new", "ins"));
