@@ -81,8 +81,8 @@ def test_an_upward_import_is_seen():
 
 # What of the engine a method file may not use: it has the run, and pure functions over records.
 ENGINE = set(
-    """backend embedding engine evaluated evaluation exporting files gauges journal keys launch
-    meter methods model_stages plan policy progress pure ray_pool stages tiny training
+    """backend embedding engine evaluated evaluation exporting files gauges jax_model journal keys
+    launch meter methods model_stages plan policy progress pure ray_pool stages tiny training
     uncertainty views work""".split()
 )
 MACHINERY = re.compile(r"\b(backend|shard\w*|mesh|path|retry|retries|folder|jax|torch)\b", re.I)

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -44,14 +46,29 @@ def verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("verb", list(verbs(cli.parser())))
-def test_help_fits_a_screen_and_shows_an_example(verb, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+def test_help_fits_a_screen_and_its_example_can_be_typed(verb, capsys, monkeypatch):
+    """40 lines of 80 columns; the example stands on one line, and the command takes it."""
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         cli.main([*verb.split(), "--help"])
-    lines = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr().out
+    lines = said.splitlines()
     assert stopped.value.code == 0
-    assert any(line.startswith("example: ") and "selfevo" in line for line in lines)
-    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    example = said.partition("\nexample:\n  ")[2].rstrip("\n")
+    words = shlex.split(re.sub(r'^eval "\$\((.*)\)"$', r"\1", example))
+    assert words[0] == "selfevo" and words[1:][: len(verb.split())] == verb.split()
+    _, rest = cli.parser().parse_known_args(words[1:])
+    assert all(word.startswith("--config.") for word in rest)
+
+
+def test_usage_names_what_must_be_given():
+    (verbs_of,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    usage = {name: " ".join(p.format_usage().split()) for name, p in verbs_of.choices.items()}
+    assert usage["eval"] == "usage: selfevo eval --tasks A,B [OPTION ...]"
+    assert usage["judge"] == "usage: selfevo judge [OPTION ...] WHAT"
+    one_of = "(--prompt TEXT | --prompts FILE)"
+    assert usage["sample"] == f"usage: selfevo sample --model SOURCE {one_of} [OPTION ...]"
 
 
 def test_bash_completes_commands_and_options(capsys):

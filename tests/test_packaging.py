@@ -314,6 +314,32 @@ def test_find_python_tells_a_missing_venv_from_a_missing_python(tmp_path: Path) 
     assert result.returncode == 1 and "apt-get install python3-venv" in result.stderr
 
 
+WEAK = "Found 1 known vulnerability in 1 package\\nName Version ID\\njinja2 3.1.0 PYSEC-1"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "expected"),
+    [
+        ("No known vulnerabilities found", 0, (0, "No known vulnerabilities found")),
+        (WEAK, 1, (1, "jinja2 3.1.0 PYSEC-1")),
+        ("ERROR: no answer", 1, (0, "SKIPPED, nothing was looked up: ERROR: no answer")),
+        ("", 3, (0, "SKIPPED, nothing was looked up: pip-audit ended with status 3")),
+    ],
+)
+def test_the_audit_is_never_left_out_in_silence(tmp_path, said, status, expected):
+    """A weakness fails; where the index does not answer, the last line says that and why."""
+    (tmp_path / "bin").mkdir()
+    audit = tmp_path / "bin/pip-audit"
+    audit.write_text(f"#!/bin/bash\nprintf '{said}' >&2\nexit {status}\n")
+    audit.chmod(0o755)
+    command = [str(ROOT / "constraints/audit.sh"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1].endswith(expected[1])) == (
+        expected[0],
+        True,
+    ), done
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_targets_use_the_environment_they_made() -> None:
     dry = ["make", "--dry-run", "--no-print-directory", "VENV=else where", "WORKDIR=my run"]

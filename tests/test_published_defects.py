@@ -88,7 +88,7 @@ DEFECTS = (
     ),
     Defect(
         "b: one-stage training learns the reflection without the answer",
-        "evolve/reflection.py",
+        "evolve/curation.py",
         'told = f"{reflection.text.strip()}\\n\\n{revision.text.strip()}"',
         "told = reflection.text.strip()",
         (REFLECT + "test_training_and_test_use_one_template_and_one_role",),
@@ -142,15 +142,15 @@ DEFECTS = (
         "evolve/reflectevo.py",
         "        rows = (current := links[0]).join(questions)\n",
         "        current = links[0]\n"
-        "        rows = current.join(right, key='id').where(r.wrong).join(questions)\n",
+        "        rows = current.join(right, key='id').where(curation.wrong).join(questions)\n",
         (REFLECT + "test_every_held_out_answer_is_tried_again_with_no_word_of_its_verdict",),
     ),
     Defect(
         "f: a right first answer counts at turn 2",
-        "evolve/reflection.py",
+        "evolve/turns.py",
         """**share("acc", sum(v["later"] for v in found), n)""",
         """**share("acc", sum(v["first"] or v["later"] for v in found), n)""",
-        (REFLECT + "test_accuracy_at_turn_2_can_fall",),
+        ("evolve/test_reflection.py::test_accuracy_at_turn_2_can_fall",),
     ),
     Defect(
         "g: a request that is too long loses its end",
@@ -210,7 +210,7 @@ DEFECTS = (
     ),
     Defect(
         "j: trained in the turn of the system, tested in the user's",
-        "evolve/reflection.py",
+        "evolve/curation.py",
         "    return [lesson(prompt, revision, whole_messages((answer, prompt)), told)]",
         "    asked = [{**turn, 'role': 'system'} for turn in whole_messages((answer, prompt))]\n"
         "    return [lesson(prompt, revision, asked, told)]",

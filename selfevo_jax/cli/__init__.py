@@ -42,9 +42,9 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="selfevo",
         description="Train language models on what they themselves produce.",
-        epilog="example: selfevo run --config=configs/quickstart.py --workdir=runs/quickstart",
+        epilog="example:\n  selfevo run --config=configs/quickstart.py --workdir=runs/quickstart",
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    verbs = top.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(verbs)
     return top
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with insistent_interrupts():
             return arguments.act(arguments, rest)
     except UserError as error:
-        from selfevo_jax.text.show import escape_controls  # it may quote a file, or a template
+        from selfevo_jax.text.terminal import escape_controls  # it may quote a file, or a template
 
         print(f"error: {escape_controls(str(error))}", file=sys.stderr)
         return MISTAKE

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,11 +12,31 @@ from selfevo_jax.errors import UserError
 
 KEY = "SELFEVO_API_KEY"  # environment variable with the key of a server, if it wants one
 WIDE = 150  # columns of a table where the output is no terminal
+NARROW = 80  # columns of the help
+OPTIONS = argparse.Action([], dest="options", metavar="[OPTION ...]", required=True)
 Act = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
+class Screen(argparse.RawDescriptionHelpFormatter):
+    """Help that fits a screen: the usage is what must be given, an example stays as it is typed."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def add_usage(self, usage, actions, groups, prefix=None) -> None:
+        """Leaves the options that need not be given to their list."""
+        kept = [group for group in groups if group.required]
+        chosen = {id(action) for group in kept for action in group._group_actions}
+        needed = [action for action in actions if action.required or id(action) in chosen]
+        options = [] if prefix == "" else [OPTIONS]  # "": this becomes the name of a sub-command
+        super().add_usage(usage, [*options, *needed], kept, prefix)
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are one line like all others, instead of the usage and an exit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=Screen, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the message and where to look."""
@@ -23,10 +44,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def verb(verbs: Any, name: str, act: Act, what: str, example: str) -> argparse.ArgumentParser:
-    """A sub-command with one line of help and an example."""
-    parser = verbs.add_parser(name, help=what, description=what, epilog=f"example: {example}")
+    """A sub-command that does `what`, whose first sentence stands in the list of commands."""
+    parser = described(verbs, name, what, example)
     parser.set_defaults(act=act)
     return parser
+
+
+def described(verbs: Any, name: str, what: str, example: str) -> argparse.ArgumentParser:
+    """A sub-command that does nothing by itself."""
+    first, _, more = what.partition(". ")
+    whole = textwrap.fill(what, NARROW)
+    return verbs.add_parser(
+        name,
+        help=f"{first}." if more else first,
+        description=whole,
+        epilog=f"example:\n  {example}",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +87,9 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """How a model behind a server is used."""
-    words = "per_minute, cap_tokens, cap_money, price_in, price_out, cache"
+    words = "per_minute, cap_tokens, cap_money, price_in, ..."
     parser.add_argument("--server", default="", metavar="K=V,...", help=words)
-    only = "ask nothing: say what servers would be asked, and its price"
+    only = "ask nothing: say what servers would be asked, the price"
     parser.add_argument("--dry-run", action="store_true", help=only)
 
 
@@ -72,6 +105,7 @@ def endpoint_of(source: str, **settings: Any) -> Any:
 
     url, _, name = source.partition("#")
     if not name:
+        Endpoint(url, "")  # an address with a key in it is not repeated here
         raise UserError(f"a server's model is --model=http://HOST/v1#NAME, not --model={source}")
     key = secret_from_environment(KEY) if os.environ.get(KEY) else None
     return Endpoint(url, name, key=key, **settings)

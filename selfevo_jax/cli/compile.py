@@ -24,8 +24,8 @@ def add(verbs) -> None:
         verbs,
         "compile",
         act,
-        "Compile a training or sampling step for a TPU slice that is not here: does it fit?",
-        "selfevo compile --preset llama3_8b --step dpo_lora --topology v5e:4x4",
+        "Compile a step for a TPU slice that is not here: does it fit?",
+        "selfevo compile --preset=llama3_8b --step=dpo_lora --topology=v5e:4x4",
     )
     parser.add_argument("--preset", help="a model's shape, such as llama3_8b")
     parser.add_argument(

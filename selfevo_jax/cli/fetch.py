@@ -15,7 +15,7 @@ def add(verbs: Any) -> None:
         verbs,
         "fetch",
         act,
-        "Copy a run's workdir from a bucket, as it was last saved; the run may go on.",
+        "Copy a run's workdir from a bucket, as it was last saved. The run may go on.",
         "selfevo fetch gs://my-bucket/runs/a runs/a",
     )
     parser.add_argument("url", metavar="URL", help="the --workdir of the run")

@@ -16,14 +16,15 @@ def add(verbs) -> None:
         verbs,
         "import",
         act,
-        "Read a file of a published system into records, one file for each kind of record.",
+        "Read a published system's file into records. Each kind of record gets a file of its own.",
         "selfevo import --format=reflectevo example_D+.jsonl --out=records",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="with --to also RUN, or records")
     parser.add_argument("--format", required=True, choices=FORMATS, help="whose file it is")
     parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
+    aligned = "refeval, meteor: whose rows FILE is aligned with; again for more files, in order"
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="refeval: whose rows FILE is aligned with"
+        "--prompts", type=Path, metavar="FILE", action="append", default=[], help=aligned
     )
     parser.add_argument("--to", choices=SHAPES, help="reflectevo: write a published FILE instead")
 

@@ -14,9 +14,8 @@ def add(verbs) -> None:
         verbs,
         "merge",
         act,
-        "Merge PEFT adapters of one base into a new adapter, equal to PEFT's own merges.",
-        "selfevo merge runs/a/round_01/train/adapter runs/a/round_02/train/adapter --method=ties "
-        "--out=merged",
+        "Merge PEFT adapters of one base into a new one. Equal to PEFT's own merges.",
+        "selfevo merge adapter-1 adapter-2 --method=ties --out=merged",
     )
     parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER")
     parser.add_argument(
@@ -36,7 +35,7 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     nothing_left(rest)
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already; give another --out")
-    from selfevo_jax.evolve.backend import open_source
+    from selfevo_jax.evolve.jax_model import open_source
     from selfevo_jax.models.merge import Part, merge_adapters
     from selfevo_jax.weights.peft import load_peft, read_origin, save_peft
 

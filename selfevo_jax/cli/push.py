@@ -20,7 +20,7 @@ def add(verbs: Any) -> None:
         verbs,
         "push",
         act,
-        "Upload an export to the Hugging Face hub; the token is read from $HF_TOKEN.",
+        "Upload an export to the Hugging Face hub. The token is read from $HF_TOKEN.",
         "selfevo push my-model --repo=me/my-model --private",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `selfevo export` wrote")

@@ -15,7 +15,8 @@ def add(verbs: Any) -> None:
         verbs,
         "report",
         act,
-        "Write summary.json and report.html of a run, or serve the page of one that is running.",
+        "Write the page of a run, or serve it while the run goes on. Beside report.html lies "
+        "summary.json, with the same figures.",
         "selfevo report runs/quickstart --live",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the workdir of a run")

@@ -20,8 +20,8 @@ def add(verbs) -> None:
         verbs,
         "run",
         act,
-        "Run a method, or go on with an interrupted run of the same workdir.",
-        "selfevo run --config=configs/quickstart.py --config.learn.lr=1e-5 --workdir=runs/a",
+        "Run a method, or go on with an interrupted run. What its workdir holds is not done again.",
+        "selfevo run --config=configs/quickstart.py --workdir=a --config.learn.lr=1e-5",
     )
     parser.allow_abbrev = False
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="what to run")
@@ -57,13 +57,14 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from selfevo_jax.config import load_config, plain
 
     config = load_config(arguments.config, overrides)
-    from selfevo_jax.evolve.launch import launch
+    from selfevo_jax.evolve.launch import check_config, launch
     from selfevo_jax.evolve.progress import Progress
     from selfevo_jax.parallel import maintenance
     from selfevo_jax.parallel.distributed import agreed, first, joined
     from selfevo_jax.remote.mirror import copy_of, workplace
     from selfevo_jax.report.track import tracked
 
+    check_config(config)  # before a tracker or a file hears of it
     dry_run, cluster = arguments.dry_run, _cluster(arguments)
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])

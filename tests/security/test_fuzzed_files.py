@@ -1,19 +1,25 @@
 """Thousands of broken inputs: each gives a right result or one clear message, never a crash.
 
+`make fuzz` makes ten thousand and more of every kind.
+
 Headers of safetensors and GGUF files are fuzzed beside their readers, in tests/weights.
 """
 
 import json
 import os
+from pathlib import Path
 
 import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from selfevo_jax.config import flat, load_config
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.file_task import FileTask
 from selfevo_jax.evaluate.tasks import FILE_TASKS
+from selfevo_jax.evolve.launch import check_config
+from selfevo_jax.evolve.training import training_of
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
@@ -82,6 +88,30 @@ def test_lines_of_any_kind(lines, tmp_path):
         assert all(isinstance(row, dict) for _, row in datasets.numbered_rows(path))
     except UserError as error:
         assert "rows.jsonl" in str(error)
+
+
+QUICKSTART = f"{Path(__file__).parents[2] / 'configs/quickstart.py'}:tiny"
+KEYS = [*flat(load_config(QUICKSTART)), "task.args.x", "learn", "x", ""]
+
+
+@FUZZ
+@given(
+    key=st.sampled_from(KEYS) | st.text(max_size=12),
+    value=SCALARS.map(str) | VALUES.map(repr) | st.sampled_from(["(1,", "1e999", "none", "[]"]),
+)
+def test_settings_of_any_kind(key, value):
+    """A config whose settings have the types of their defaults, or one message."""
+    try:
+        config = load_config(QUICKSTART, [f"{key}={value}"])
+        check_config(config)
+        training_of(config)
+    except UserError as error:
+        assert len(str(error)) > 10
+        return
+    known = flat(load_config(QUICKSTART))
+    for name, found in flat(config).items():
+        if known.get(name) is not None and not name.startswith("task.args"):
+            assert isinstance(found, type(known[name])), name
 
 
 CONFIG = config_to_json(preset("smollm2_135m"))

@@ -1,4 +1,4 @@
-"""The SmolLM2 tokenizer (ours and transformers') and 400 real texts."""
+"""The SmolLM2 tokenizer (ours and transformers'), 400 real texts, and odd ones."""
 
 import json
 import os
@@ -17,6 +17,12 @@ SOURCES = (
     ("arena_hard/question_v0.1.jsonl", "prompt"), ("conala/train.jsonl", "snippet"),
     ("ultrafeedback/clean.jsonl", "chosen"),
 )  # fmt: skip
+
+ODD = [
+    "", " ", "\n\n\n", " leading", "trailing ", "tab\tand\r\nline", "1234567890 3.14",
+    "e\u0301 é", "日本語のテキスト", "👩\u200d👩\u200d👧 🇫🇷", "\u200b\u202ex", "a" * 500, "<|im",
+    "|>", "don't we'll",
+]  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +47,12 @@ def texts(shared: Path) -> list[str]:
         found += [json.loads(line)[field] for line in lines[:: len(lines) // 50][:50]]
     assert len(found) == 400 and all(isinstance(text, str) and text for text in found)
     return found
+
+
+@pytest.fixture(scope="session")
+def odd() -> list[str]:
+    """Texts at the edges of tokenizers."""
+    return ODD
 
 
 @pytest.fixture(scope="session")

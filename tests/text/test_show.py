@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.text.show import escape_controls, show
+from selfevo_jax.text.show import show
+from selfevo_jax.text.terminal import escape_controls
 
 GREEN, DIM = "\x1b[32m", "\x1b[2m"
 NASTY = "a\x1b[2Jb\u202ec\x07d\r\ne\u200bf\x9b[bold red]g[/]"
