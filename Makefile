@@ -12,14 +12,15 @@ WORKDIR ?= runs/quickstart
 TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALL := PYTHON="$(PYTHON)" constraints/install.sh "$(VENV)"
-# The packages whose coverage is looked at, and the licences that nothing installed may have.
+# The packages whose coverage is looked at, the files with fuzzed tests, and the licences that nothing installed may have.
 CORE := models learn sample judge evolve evaluate
+FUZZED := tests/security/test_fuzzed_files.py tests/weights/test_safetensors_io.py tests/weights/test_gguf_header.py
 REFUSED := GNU General Public;GNU Affero;Server Side Public
 # One process per core, two at most: each process runs XLA's own threads as well.
 WORKERS ?= 2
 PYTEST := "$(BIN)/python" -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: help quickstart test test-slow lint types audit licences coverage docs format constraints clean install install-test
+.PHONY: help quickstart test test-slow fuzz lint types audit licences coverage docs format constraints clean install install-test
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -33,6 +34,9 @@ test: lint  ## lint, then all tests but the slow ones
 test-slow: install-test  ## only the slow tests
 	$(PYTEST) -m slow $(TESTS)
 
+fuzz: install-test  ## ten thousand broken inputs of every kind that is read from a file
+	SELFEVO_FUZZ=70 $(PYTEST) --timeout=7200 $(FUZZED)
+
 lint: install-test  ## check style and formatting
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
@@ -41,14 +45,14 @@ types: install-test  ## check the types of the public modules
 	"$(BIN)/mypy"
 
 audit: licences  ## known weaknesses of what is installed, and the licences
-	"$(BIN)/pip-audit" --strict --local --skip-editable --progress-spinner=off
+	constraints/audit.sh "$(VENV)"
 
 licences: install  ## the licences of what is installed; some are refused
 	@$(INSTALL) audit
 	"$(BIN)/pip-licenses" --from=mixed --format=markdown --fail-on="$(REFUSED)" --partial-match
 
 coverage: install-test  ## how much of the core its own tests reach
-	$(PYTEST) $(foreach part,$(CORE),--cov=selfevo_jax.$(part) tests/$(part)) --cov-report=term
+	$(PYTEST) $(foreach part,$(CORE),--cov=selfevo_jax.$(part) tests/$(part)) --cov-report=term --cov-fail-under=90
 
 docs: install-test  ## build the documentation into site/
 	"$(BIN)/mkdocs" build --strict --site-dir site

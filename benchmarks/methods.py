@@ -265,7 +265,7 @@ def learned_from(folder: RunFolder) -> str:
     for number in folder.rounds():
         for stage in folder.stages(number):
             branch, _, last = stage.rpartition(".")
-            if last == "train":
+            if last.partition("_")[0] == "train":  # train_1, train_2: METEOR's bursts
                 sealed = read_document(folder.path / f"round_{number:02d}" / stage / "stage.json")
                 fits.setdefault(branch, []).append(str(sealed["counts"]["examples"]))
     named = (f"{branch} {' + '.join(counts)}".strip() for branch, counts in sorted(fits.items()))

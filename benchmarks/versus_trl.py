@@ -72,7 +72,7 @@ def _prepare(objective: str, folder: Path, model: str) -> int:
     """Writes the weights as a transformers folder and the pairs as JSON; returns useful tokens."""
     import numpy as np
 
-    from selfevo_jax.evolve.backend import open_source
+    from selfevo_jax.evolve.jax_model import open_source
     from selfevo_jax.weights.model_files import save_model
 
     files = open_source(model)
