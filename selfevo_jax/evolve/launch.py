@@ -145,6 +145,9 @@ def show_plan(
         remat=compute.remat,
     )
     print_plan(progress.console, run.plan, memory)
+    for name, bill in run.bills.items():
+        said = f"roles.{name} is on a server: {bill.text(config.roles[name].price_out)}"
+        progress.console.print(said, markup=False)
     first = next(iter(task.prompts("train", 1, config.seed)))
     progress.console.print("first prompt, as the model reads it:", markup=False)
     text = backend.first_prompt(first.messages)

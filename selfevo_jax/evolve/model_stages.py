@@ -19,6 +19,7 @@ from selfevo_jax.evolve.backend import Backend
 from selfevo_jax.evolve.engine import Recipe
 from selfevo_jax.evolve.keys import code_key, source_version
 from selfevo_jax.evolve.overlap import tell_overlap
+from selfevo_jax.evolve.plan import Bill
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.pure import PureStages, inputs_of, with_given
@@ -35,6 +36,8 @@ from selfevo_jax.records import Answer, Prompt, Row, Sample, Vector, Verdict, co
 from selfevo_jax.sample.protocol import Generator, SamplingParams
 from selfevo_jax.text.prompt_files import PromptFile
 
+ORDERS = 2  # in which a judge sees two outputs
+
 
 class Need(NamedTuple):
     """How many different questions of a split a stage counts on: `own`, and those before them."""
@@ -48,7 +51,8 @@ class ModelStages(PureStages):
     """`PureStages` with a configuration, a task and models.
 
     `remember` is called whenever there is a new policy, or another one is the best so far. `needs`
-    has, of every split that questions are drawn from, the first stage that needs the most.
+    has, of every split that questions are drawn from, the first stage that needs the most; `bills`,
+    by role, what the stages to be done may ask of models on servers.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class ModelStages(PureStages):
         self.best: Policy | None = None
         self.tables: list[Records[Row]] = []
         self.needs: dict[Split, Need] = {}
+        self.bills: dict[str, Bill] = {}
 
     def setting(self, name: str) -> Any:
         """The value of a dotted setting."""
@@ -136,12 +141,14 @@ class ModelStages(PureStages):
             data=f"{rows.name} x {number}",
             model=policy.name,
         )  # fmt: skip
-        return self.records(
+        replies = self.records(
             name, Sample, recipe,
             settings=settings,
             version=f"{work.SAMPLER_VERSION}/{code_key(messages)}",
             inputs=inputs_of(rows, given) | {"policy": policy.hash},
         )  # fmt: skip
+        self._bill(policy, recipe.total, params.max_new_tokens)
+        return replies
 
     def embed(
         self, name: str, rows: View, policy: Policy, text: Callable[[Any], str]
@@ -237,12 +244,15 @@ class ModelStages(PureStages):
             model=policy.name,
         )
         code = source_version(pairwise, judge_asking, material)
-        return self.records(
+        comparisons = self.records(
             name, Comparison, recipe,
             settings=self._generation({"protocol": prompt.hash, "margin": margin}),
             version=f"{work.SAMPLER_VERSION}/{code}/{code_key(contest)}",
             inputs=rows.inputs | {"policy": policy.hash},
         )  # fmt: skip
+        said = judge_asking.reasoning_tokens(prompt) + judge_asking.VERDICT_TOKENS
+        self._bill(policy, ORDERS * recipe.total, said)
+        return comparisons
 
     def check(
         self, samples: Records[Sample], prompts: Records[Prompt], *, name: str = "check"
@@ -385,6 +395,12 @@ class ModelStages(PureStages):
             inputs=self.task.inputs(),
             measuring=split == "test",
         )  # fmt: skip
+
+    def _bill(self, policy: Policy, replies: int, tokens: int) -> None:
+        """Notes what the stage just named may ask of a model on a server, unless it is done."""
+        remote = policy.role is not None and policy.role.remote is not None
+        if remote and self.plan[-1].state != "done":
+            self.bills[policy.name] = self.bills.get(policy.name, Bill()).plus(replies, tokens)
 
     def _need(self, name: str, split: Split, first: int, number: int) -> None:
         stage = f"round_{self.round:02d}/{self.branch}{name}"

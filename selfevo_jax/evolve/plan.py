@@ -16,6 +16,7 @@ from selfevo_jax.records import Row
 from selfevo_jax.text.terminal import PlainTable
 
 GIB = 2.0**30
+MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,28 @@ class Step:
             "amount": self.amount,
             "measuring": self.measuring,
         }
+
+
+@dataclass(frozen=True)
+class Bill:
+    """The most that unfinished stages ask of a model on a server: replies, and their tokens."""
+
+    replies: int = 0
+    tokens: int = 0
+
+    def plus(self, replies: int, tokens: int) -> "Bill":
+        """The bill with so many replies more, of at most so many tokens each."""
+        return Bill(self.replies + replies, self.tokens + replies * tokens)
+
+    def text(self, price_out: float) -> str:
+        """It in words; `price_out` is money for a million tokens, 0 where it was not given.
+
+        Prompts are not in it: they hold replies that are not known yet.
+        """
+        money = self.tokens * price_out / MILLION
+        paid = f", at most {money:.4f} in money" if price_out else ", prices not given"
+        counted = f"at most {self.replies} replies of {self.tokens} tokens in all{paid}"
+        return f"{counted}; their prompts, which later replies may be part of, are not counted"
 
 
 def print_plan(console: Console, steps: list[Step], memory: Mapping[str, float]) -> None:

@@ -78,7 +78,9 @@ def taught(method, teacher):
     run, address = method("taught"), f"http://127.0.0.1:{teacher.server_port}/v1#gpt"
     roles = [f"roles.{role}.model={address}" for role in ("teacher", "judge", "rival_1")]
     roles += ["roles.rival_3.model=random:tiny?seed=2", "roles.teacher.cap_tokens=1000000"]
-    run.said = run(*TAUGHT, *roles)
+    run.settings = [*TAUGHT, *roles, "roles.teacher.price_out=2.5"]
+    run.planned = run(*run.settings, dry_run=True)
+    run.said = run(*run.settings)
     return run
 
 
@@ -108,6 +110,24 @@ def test_what_the_teacher_cost_is_counted_in_the_workdir(taught):
         (spent,) = ledger.execute("SELECT prompt, completion FROM spending").fetchall()
     calls = spent[0] // 5
     assert calls >= 8 and spent == (5 * calls, 4 * calls)
+
+
+def test_the_plan_says_the_most_that_servers_may_write(taught):
+    """What was then asked of the teacher is that; a finished stage asks for nothing more."""
+    found = re.findall(
+        r"roles\.(\w+) is on a server: at most (\d+) replies of (\d+) tokens in all, (.*?);",
+        taught.planned,
+    )
+    most = {name: (int(replies), int(tokens), money) for name, replies, tokens, money in found}
+    assert most.keys() == {"teacher", "judge", "rival_1"}
+    replies, tokens, money = most["teacher"]
+    assert replies == len([*taught.rows("round_01/distil"), *taught.rows("round_01/unguided")])
+    assert money == f"at most {tokens * 2.5 / 1e6:.4f} in money"
+    assert most["judge"][2] == "prices not given"
+    again = taught(*taught.settings, dry_run=True)
+    assert (
+        "roles.teacher is on" not in again and "roles.judge is on" in again
+    )  # its inputs might change
 
 
 def test_a_revision_sees_the_answer_and_the_advice(taught):
