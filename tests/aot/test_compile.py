@@ -9,8 +9,8 @@ import pytest
 
 from selfevo_jax.aot.cost import measure
 from selfevo_jax.aot.placement import placements, warnings
-from selfevo_jax.aot.plan import changes, fitting, remedies
-from selfevo_jax.aot.steps import Case, chip_bytes, parameters
+from selfevo_jax.aot.plan import changes, remedies
+from selfevo_jax.aot.steps import Case, chip_bytes, parameters, programs
 from selfevo_jax.aot.table import make_table
 from selfevo_jax.cli import main
 from selfevo_jax.errors import UserError
@@ -62,6 +62,39 @@ def test_a_big_array_that_every_chip_holds_is_named():
 
 
 @pytest.mark.usefixtures("libtpu")
+def test_dpo_is_given_no_second_base():
+    """What lies on a chip while a micro-batch is worked on, before the compiler adds to it."""
+    held = {}
+    for step in ("sft_lora", "dpo_lora"):
+        case = Case("llama3_8b", step, "v5e:4x4", batch=16)
+        mesh = case.on_mesh()
+        with jax.set_mesh(mesh):
+            accumulate, _ = programs(case, mesh)
+        held[step] = chip_bytes(accumulate.arguments) + accumulate.beside
+    base = total_bytes(abstract_params(preset("llama3_8b"), jax.numpy.bfloat16)) / 16
+    assert base < held["sft_lora"] < 1.1 * base
+    assert held["dpo_lora"] < 1.01 * held["sft_lora"]
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_the_command_lists_what_each_array_gets(capsys):
+    arguments = "compile --preset tiny --step decode --topology v5e:2x2 --mesh 1,2,2 --batch 8"
+    assert main([*arguments.split(), "--seq=128", "--shardings"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    listed = {line[0]: line[1:] for line in lines if line and line[0].startswith("params/")}
+    # 64 x 128 in bfloat16, halved twice
+    assert listed["params/layers/0/mlp/up_proj/kernel"] == [
+        "[64,",
+        "128]",
+        "fsdp,tensor",
+        "0.00",
+        "MiB",
+    ]
+    assert listed["params/embed_tokens/embedding"][2:] == ["tensor,fsdp", "0.02", "MiB"]
+    assert listed["params/final_norm/scale"] == ["[64]", "-", "0.00", "MiB"]
+
+
+@pytest.mark.usefixtures("libtpu")
 def test_what_does_not_fit_says_how_much_it_wants():
     report = measure(HUGE)
     assert not report.fits
@@ -73,11 +106,23 @@ def test_what_does_not_fit_says_how_much_it_wants():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("libtpu")
-def test_what_does_not_fit_is_made_to_fit():
-    options, better = fitting(HUGE)
-    assert better.fits
-    assert options == changes(HUGE, better.case)
-    assert better.case.batch == HUGE.batch
+def test_what_does_not_fit_is_made_to_fit(capsys):
+    """The command says with which options; they are those of the case that it compiled."""
+    arguments = "--step sft_full --topology v5e:2x2 --mesh 4,1,1 --batch 8192 --seq 1024"
+    command = ["compile", "--preset=tiny", *arguments.split(), "--remat=none", "--json"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    better = told["would_fit"]
+    assert (told["fits"], better["fits"]) == (False, True)
+    assert better["hbm_bytes_per_chip"] <= better["hbm_capacity"] < told["hbm_bytes_per_chip"]
+    changed = dataclasses.replace(
+        HUGE, mesh=better["mesh"], remat=better["remat"], micro=better["micro"]
+    )
+    assert better["options"] == changes(HUGE, changed)
+    assert changed.batch == better["batch"] == HUGE.batch
+    tried = [line.removeprefix("trying ") for line in said.err.splitlines()]
+    assert (tried[-1], changed) in list(remedies(HUGE))
 
 
 @pytest.mark.usefixtures("libtpu")

@@ -44,8 +44,12 @@ def leaves(folder, name="adapter"):
 
 
 def losses(folder):
+    return metric(folder, "loss")
+
+
+def metric(folder, name):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [json.loads(line)[name] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,28 @@ def test_killed_at_any_moment(start, untouched, tmp_path):
     finish(start(tmp_path, every=1))
     for name, leaf in leaves(untouched).items():
         np.testing.assert_array_equal(leaves(tmp_path)[name], leaf, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"mesh": "1,1,1"}, {"mesh": "1,4,2", "devices": 8}),
+        pytest.param(
+            {"mesh": "1,4,2", "devices": 8}, {"mesh": "2,2,1,2", "devices": 8},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["more chips", "a sequence axis"],
+)  # fmt: skip
+def test_killed_on_one_mesh_goes_on_on_another(start, untouched, tmp_path, before, after):
+    """The same batches, and in float32 the same losses to 1e-6."""
+    process = start(tmp_path, 4, **before)
+    process.communicate(timeout=300)
+    assert process.returncode == -9
+    assert list(tmp_path.glob("checkpoints/[0-9]*"))
+    finish(start(tmp_path, **after))
+    assert losses(tmp_path) == pytest.approx(losses(untouched), abs=1e-6, rel=0)
+    assert metric(tmp_path, "tokens") == metric(untouched, "tokens")
 
 
 def test_one_device_equals_eight(start, untouched, tmp_path):

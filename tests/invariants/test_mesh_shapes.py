@@ -1,6 +1,7 @@
 """Loss and gradient of every family on eight devices, however they are split: as on one device."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
+from selfevo_jax.models import splash
+from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, visible
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
@@ -121,6 +124,51 @@ def test_sampling_takes_over_what_training_holds():
         assert addresses(mine) == addresses(before)
 
 
+def packed_rows(count, length):
+    """Rows of two prompts with two completions each, and padding; no two rows alike."""
+    rng = np.random.default_rng(5)
+    places = np.zeros((3, count, length), np.int32)  # positions, segments, branches
+    for row in range(count):
+        column = 0
+        for segment in (1, 2):
+            prompt, *completions = rng.integers(20, 45, 3)
+            for branch, size in enumerate((prompt, *completions)):
+                first = prompt if branch else 0
+                inside = slice(column, column + size)
+                places[0, row, inside] = first + np.arange(size)
+                places[1:, row, inside] = [[segment], [branch]]
+                column += size
+    return Layout(*map(jax.numpy.asarray, places))
+
+
+@eight_devices
+@pytest.mark.parametrize("window", [NO_WINDOW, 24])
+def test_splash_on_every_chip(window):
+    """In `shard_map`, each chip with its rows, heads and queries: values and gradients."""
+    layout, length = packed_rows(4, 256), 256
+    mask_bts = visible(layout, layout, window)
+    used_bt11 = (layout.segments_bt > 0)[:, :, None, None]
+    draw = np.random.default_rng(6).normal
+    inputs = [draw(size=size).astype("f4") for size in (
+        (4, length, 4, 64), (4, 2, length, 64), (4, 2, length, 64)
+    )]  # fmt: skip
+
+    def run(function):
+        def total(*inputs):
+            mixed = jax.numpy.where(used_bt11, function(*inputs, mask_bts, scale=0.125), 0)
+            return (mixed**2).sum(), mixed
+
+        (_, mixed), slopes = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*inputs)
+        return mixed, *slopes
+
+    plain = run(attend)
+    for shape in FEW:
+        with jax.set_mesh(make_mesh(shape)):
+            split = run(functools.partial(splash.attend, interpret=True))
+        for ours, theirs in zip(split, plain, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5, err_msg=shape)
+
+
 def addresses(array):
     return {shard.device: shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
 
@@ -142,7 +190,13 @@ def test_mesh_shapes_agree(request):
         request.config.rootpath,
         "test_on_eight_devices[gemma2-lora-few]",
         "test_sampling_takes_over_what_training_holds",
+        "test_splash_on_every_chip[24]",
     )
+
+
+@pytest.mark.slow
+def test_splash_without_a_window(request):
+    on_eight_devices(request.config.rootpath, f"test_splash_on_every_chip[{NO_WINDOW}]")
 
 
 @pytest.mark.slow

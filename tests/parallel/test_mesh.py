@@ -1,10 +1,12 @@
 """Mesh strings, and the placement of every parameter."""
 
+import importlib.util
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
 
 from selfevo_jax.errors import UserError
@@ -111,6 +113,23 @@ def test_only_data_and_fsdp_go_over_slices(sizes, count):
     assert [len(set(row)) for row in number[:, :, 0, 0]] == [count // min(sizes[0], count)] * sizes[
         0
     ]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu describes TPUs; not installed"
+)
+@pytest.mark.parametrize("shape", ["2,4,1", "1,-1,1", "1,2,2,2"])
+def test_a_mesh_of_two_real_slices(shape, monkeypatch):
+    """What `make_mesh` makes of chips as libtpu describes them: one half of the rows a slice."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    chips = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:2x2", num_slices=2
+    ).devices
+    mesh = make_mesh(shape, list(chips))
+    number = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    assert number.reshape(2, -1).tolist() == [[0] * 4, [1] * 4]
+    assert tuple(mesh.axis_names) == AXES and len(set(mesh.devices.flat)) == 8
 
 
 def test_layers_are_not_split_over_slices():

@@ -221,10 +221,27 @@ def test_slurm_twin_submits_the_same_command(cloud) -> None:
     (call,) = cloud.calls()
     assert call[0] == "sbatch" and call[-2:] == ["--nodes=4", "--comment=two words"]
     assert {"--requeue", "--signal=TERM@120", "--ntasks-per-node=1"} <= set(call)
-    echo = 'srun() { shift 3; printf "%s\\0" "$@"; }; exec() { "$@"; }\n'
-    body = echo + (cloud.state / "batch.sh").read_text()
+    assert started_by_slurm(cloud) == ["echo", *AWKWARD]
+
+
+def started_by_slurm(cloud) -> list[str]:
+    """The words of the command that the script given to sbatch would start by srun."""
+    said = 'srun() { shift 2; printf "%s\\0" "$@"; }; exec() { "$@"; }\n'
+    body = said + (cloud.state / "batch.sh").read_text()
     output = subprocess.run(["bash"], input=body, capture_output=True, text=True, check=True)
-    assert output.stdout.split("\0")[:-1] == AWKWARD
+    return output.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("path", sorted(REPO.glob("tpu_scripts/jobs/*.sh")), ids=lambda p: p.stem)
+def test_every_job_has_its_slurm_twin(cloud, path: Path) -> None:
+    """The same words on both, with the same folders."""
+    places = {"RUNS": "/mnt/all runs", "DATA": "/mnt/data"}
+    cloud.done("slurm.sh", str(path), **places)
+    words = ["bash", "-c", 'source "$0" && printf "%s\\0" "${COMMAND[@]}"', str(path)]
+    command = subprocess.check_output(words, text=True, env=os.environ | places)
+    assert started_by_slurm(cloud) == command.split("\0")[:-1]
+    assert f"--workdir=/mnt/all runs/{path.stem}" in started_by_slurm(cloud)
+    assert f"--job-name={path.stem}" in cloud.calls()[0]
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("tpu_scripts/jobs/*.sh")), ids=lambda p: p.stem)

@@ -1,0 +1,7 @@
+# ELITE on OpenLLaMA-13B with the paper's settings. RUNS is a folder that all hosts see; the task's files
+# are looked for in DATA/natural_instructions.
+# shellcheck shell=bash disable=SC2034
+JOB=elite_13b
+COMMAND=(selfevo run --cluster=auto --config=configs/elite.py:13b --workdir="${RUNS:-runs}/elite_13b"
+    --config.task.args.data_dir="${DATA:-data}"
+    --config.compute.slots=64)
