@@ -1,6 +1,7 @@
 """`selfevo doctor`: what this machine has, what of it works, and the one command that mends it."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -9,9 +10,11 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from selfevo_jax.cli.common import nothing_left, verb
 
@@ -68,7 +71,7 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     for finding in findings:
         print(f"{finding.name}: {finding.text}")
     print(f"code sandbox: {sandbox_line()}")
-    remedy = mend(findings, hardware)
+    remedy = mend(findings, hardware, origin())
     print(f"\nto mend it: {remedy}" if remedy else "\nnothing to mend")
     return 1 if remedy else 0
 
@@ -180,17 +183,40 @@ def _kind(device: dict) -> str:
     return device["kind"] + (f" ({memory / GIB:.0f} GiB)" if memory else "")
 
 
-def mend(findings: Sequence[Finding], hardware: Hardware) -> str | None:
-    """The one thing to do next; None where all works that can."""
+def origin() -> dict | None:
+    """Where pip had this package from, if from no index (PEP 610)."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        told = importlib.metadata.distribution("selfevo-jax").read_text("direct_url.json")
+        return json.loads(told) if told else None
+    return None
+
+
+def mend(
+    findings: Sequence[Finding], hardware: Hardware, source: Mapping | None = None
+) -> str | None:
+    """The one thing to do next, for a package from `source` (see `origin`); None where all works
+    that can."""
     if hardware.driver_missing:
         return "install the NVIDIA driver (nvidia-smi must list the card), then ask again"
     ill = [finding for finding in findings if finding.extras is not None]
     if not ill:
         return None
     extras = sorted({extra for finding in ill for extra in finding.extras or ()})
-    again = "--force-reinstall " if any(finding.broken for finding in ill) else ""
-    wanted = f"selfevo_jax[{','.join(extras)}]" if extras else "selfevo_jax"
-    return f"pip install {again}'{wanted}'"
+    wanted = f"[{','.join(extras)}]" if extras else ""
+    if not any(finding.broken for finding in ill):
+        return f"pip install 'selfevo_jax{wanted}'"
+    return f"pip install --force-reinstall {_anew(wanted, source)}"
+
+
+def _anew(extras: str, source: Mapping | None) -> str:
+    """What pip reinstalls. A package that came from a folder or a file is in no index."""
+    if source is None:
+        return f"'selfevo_jax{extras}'"
+    url = urlsplit(source["url"])
+    if source.get("dir_info", {}).get("editable"):
+        return f"-e '{url2pathname(url.path)}{extras}'"
+    system = source.get("vcs_info", {}).get("vcs")
+    return f"'selfevo_jax{extras} @ {system + '+' if system else ''}{url.geturl()}'"
 
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess:

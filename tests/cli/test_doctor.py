@@ -8,7 +8,15 @@ import pytest
 
 from selfevo_jax import cli
 from selfevo_jax.cli import doctor
-from selfevo_jax.cli.doctor import Finding, Hardware, examine, judge, mend, sandbox_line
+from selfevo_jax.cli.doctor import (
+    Finding,
+    Hardware,
+    examine,
+    judge,
+    mend,
+    origin,
+    sandbox_line,
+)
 from selfevo_jax.errors import UserError
 
 NOTHING = Hardware((), 0, False)
@@ -84,6 +92,33 @@ def test_one_command_mends_all():
     ill = [Finding("jax", "blind", ("cuda",)), Finding("deepspeed", "missing", ("deepspeed",))]
     assert mend(ill, TWO) == "pip install 'selfevo_jax[cuda,deepspeed]'"
     assert "driver" in mend(ill, Hardware((), 0, True))
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ({"url": "file:///my%20code", "dir_info": {"editable": True}}, "-e '/my code[torch]'"),
+        ({"url": "file:///code", "dir_info": {}}, "'selfevo_jax[torch] @ file:///code'"),
+        ({"url": "https://a.b/c", "vcs_info": {"vcs": "git"}},
+         "'selfevo_jax[torch] @ git+https://a.b/c'"),
+    ],
+)  # fmt: skip
+def test_what_is_broken_is_reinstalled_from_where_it_came(source, wanted):
+    """pip finds no `selfevo_jax` in an index that does not have it."""
+    ill = [Finding("torch", "fails", ("torch",), broken=True)]
+    assert mend(ill, ONE, source) == f"pip install --force-reinstall {wanted}"
+    missing = [Finding("torch", "missing", ("torch",))]
+    assert mend(missing, ONE, source) == "pip install 'selfevo_jax[torch]'"
+
+
+def test_an_installation_from_a_folder_is_known_by_it(tmp_path, monkeypatch):
+    about = tmp_path / "selfevo_jax-9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: selfevo-jax\nVersion: 9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert origin() is None
+    (about / "direct_url.json").write_text('{"url": "file:///code", "dir_info": {}}')
+    assert origin() == {"url": "file:///code", "dir_info": {}}
 
 
 def test_devices_of_a_kind_are_counted():
