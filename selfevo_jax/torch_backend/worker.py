@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from selfevo_jax.evolve.files import read_json, write_json
 from selfevo_jax.evolve.lesson_text import Trainable
-from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.learn.losses import Objective
@@ -23,6 +22,7 @@ from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.torch_backend.agent import end_with_launcher
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
+from selfevo_jax.torch_backend.wire import policy_from
 from selfevo_jax.torch_backend.zero import join_group, make_zero
 
 
@@ -66,12 +66,6 @@ def fitting_from(saved: dict) -> Fitting:
         *(Path(saved[name]) for name in ("folder", "store")),
         saved["carry"],
     )
-
-
-def policy_from(saved: dict) -> Policy:
-    """The base with an adapter, or without one."""
-    adapter = None if saved["adapter"] is None else Path(saved["adapter"])
-    return Policy(saved["name"], saved["hash"], adapter)
 
 
 if __name__ == "__main__":

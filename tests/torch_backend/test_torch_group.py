@@ -24,7 +24,7 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.records import Pair
 from selfevo_jax.torch_backend.backend import TorchBackend
-from selfevo_jax.torch_backend.group import Group, choose_group, read_hostfile
+from selfevo_jax.torch_backend.group import CONFIGS, NAMES, Group, choose_group, read_hostfile
 from selfevo_jax.torch_backend.launch import WorkerError, commands, failure
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +66,15 @@ def test_every_gpu_gets_a_process():
     group = choose_group(NOTHING, {"SLURM_JOB_NUM_NODES": "1"}, 8)
     assert group.size == 8 and group.told().endswith("third_party/deepspeed/zero2.json")
     assert group.told().startswith("training: 8 processes (8 GPUs here), DeepSpeed with ")
+
+
+@needs_deepspeed
+def test_a_configuration_of_ours_goes_by_its_name():
+    for name in NAMES:
+        group = choose_group({**NOTHING, "deepspeed": name}, {}, 1)
+        assert group.deepspeed == CONFIGS / f"{name}.json" and group.size == 1
+        assert group.stage == int(name[len("zero")])
+    assert {f"{name}.json" for name in NAMES} == {file.name for file in CONFIGS.iterdir()}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
@@ -113,7 +122,7 @@ def test_a_hostfile_that_does_not_serve_is_refused(text, message, tmp_path):
     [
         ({}, {"WORLD_SIZE": "2"}, "without torchrun"),
         ({"processes": -1}, {}, "torch.processes=-1"),
-        ({"deepspeed": "nowhere.json"}, {}, "nowhere.json.*third_party/deepspeed"),
+        ({"deepspeed": "nowhere.json"}, {}, "nowhere.json.*or zero2, .*zero3_offload"),
         ({"hostfile": "nowhere"}, {}, "hostfile nowhere does not exist"),
     ],
 )
