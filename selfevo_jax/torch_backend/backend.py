@@ -38,7 +38,7 @@ from selfevo_jax.torch_backend.generator import TorchGenerator
 from selfevo_jax.torch_backend.group import Group, choose_group
 from selfevo_jax.torch_backend.launch import run_group, write_job
 from selfevo_jax.torch_backend.lora import attached
-from selfevo_jax.torch_backend.model import Decoder, Layout
+from selfevo_jax.torch_backend.model import Decoder, Divide, Layout
 from selfevo_jax.torch_backend.pool import Samplers
 from selfevo_jax.torch_backend.trainer import MakeEngine, TorchTrainer
 
@@ -47,7 +47,10 @@ TRAINER_VERSION = "torch-2"  # raised by hand like `evolve.backend.TRAINER_VERSI
 
 
 class TorchModel(JaxModel):
-    """A base model as a transformers decoder; weights are loaded at first use."""
+    """A base model as a transformers decoder; weights are loaded at first use, and `divide`d where
+    several processes are to train on it."""
+
+    divide: Divide | None = None
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
         super().__init__(source, compute, progress)
@@ -61,7 +64,9 @@ class TorchModel(JaxModel):
     def decoder(self) -> Decoder:
         """The decoder on this machine's GPU, or on the CPU."""
         with self.progress.busy(f"loading {self.source}"):
-            return Decoder.from_files(self.files, self.compute, quant=self.quant)
+            return Decoder.from_files(
+                self.files, self.compute, quant=self.quant, divide=self.divide
+            )
 
     def generator(self, folder: Path | None) -> Generator:
         """An engine for the base with the adapter in `folder`; the last one made is kept."""

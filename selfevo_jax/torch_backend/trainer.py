@@ -86,6 +86,10 @@ class TorchTrainer:
                 f"cannot train all parameters of this base: its kernels are stored as "
                 f"{decoder.quant}; load the base in full precision for this"
             )
+        if settings.lora is None and decoder.divided:
+            raise UserError(
+                "cannot train all parameters of a base that was divided when read: read it whole"
+            )
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),

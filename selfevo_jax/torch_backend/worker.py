@@ -23,7 +23,7 @@ from selfevo_jax.torch_backend.agent import end_with_launcher
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
 from selfevo_jax.torch_backend.wire import policy_from
-from selfevo_jax.torch_backend.zero import join_group, make_zero
+from selfevo_jax.torch_backend.zero import join_group, make_divide, make_zero
 
 
 @record
@@ -36,11 +36,13 @@ def main(folder: Path) -> None:
     first = torch.distributed.get_rank() == 0
     config, progress = FrozenConfigDict(job["config"]), Progress(Console(file=sys.stdout))
     backend = TorchBackend(config, progress, group=ALONE)
+    settings = zero_settings(Path(job["deepspeed"]))
+    backend.model.divide = make_divide(settings)
     counts = backend.fit_here(
         read_examples(folder / "examples.jsonl", job["kind"]),
         fitting_from(job["fitting"]),
         lambda step, text: None,
-        engine=make_zero(zero_settings(Path(job["deepspeed"]))),
+        engine=make_zero(settings),
         processes=torch.distributed.get_world_size(),
         writes=first,
     )

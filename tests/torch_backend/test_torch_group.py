@@ -165,18 +165,19 @@ def pairs(count: int, length: int = 3) -> list[Pair]:
 @pytest.mark.slow
 @needs_deepspeed
 def test_two_hosts_train_what_one_process_trains(tmp_path, programs, monkeypatch):
-    """`ssh` here runs the command on this machine: two agents of one process each."""
+    """`ssh` here runs the command on this machine: two agents of one process each, under ZeRO-3."""
     monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "secret")
     programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
              'exec sh -c "$4"')  # fmt: skip
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     base, losses, said_steps = Policy("base", None), {}, []
-    for setting, told in (
-        ("torch.processes=1", "training: 1 process (torch.processes=1)"),
-        (f"torch.hostfile={tmp_path / 'hosts'}", "1 process on each of 2 hosts"),
+    hosts = [f"torch.hostfile={tmp_path / 'hosts'}", "torch.deepspeed=zero3"]
+    for settings, told in (
+        (["torch.processes=1"], "training: 1 process (torch.processes=1)"),
+        (hosts, "1 process on each of 2 hosts"),
     ):
-        runs, said = backend(tmp_path, setting)
+        runs, said = backend(tmp_path, *settings)
         assert told in said.getvalue()
         training = training_of(runs.config, learn={"lr": 0.02, "micro_rows": 2})
         folder = tmp_path / f"fit{len(losses)}"
