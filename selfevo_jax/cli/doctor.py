@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -38,12 +38,14 @@ class Hardware:
 @dataclass(frozen=True)
 class Finding:
     """What a backend does here. Where something is to be mended, `extras` are those of ours whose
-    installation mends it, over what is there where that is `broken`."""
+    installation mends it, over what is there where that is `broken`; or the setting `hiding` hides
+    the accelerators from it."""
 
     name: str
     text: str
     extras: tuple[str, ...] | None = None
     broken: bool = False
+    hiding: str | None = None
 
 
 def add(verbs) -> None:
@@ -151,12 +153,26 @@ def examine(name: str, hardware: Hardware) -> Finding:
         use = {"torch": "backend=torch", "deepspeed": "backend=torch on several GPUs"}
         text = f"not installed; needed for {use.get(name, 'everything')}"
         return Finding(name, text, own if missed or name == "jax" else None)
+    found = _tried(name, hardware, own)
+    return found if found.extras is None else replace(found, hiding=hiding(name, os.environ))
+
+
+def _tried(name: str, hardware: Hardware, own: tuple[str, ...]) -> Finding:
+    """What an installed backend does in a process of its own."""
     tried = _run([sys.executable, "-m", "selfevo_jax.cli.probe", name], SECONDS)
     lines = [line for line in tried.stdout.splitlines() if line.startswith("FOUND ")]
     if tried.returncode or not lines:
         said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return Finding(name, f"fails: {said}", own, broken=True)
     return judge(name, json.loads(lines[-1].removeprefix("FOUND ")), hardware)
+
+
+def hiding(name: str, environment: Mapping[str, str]) -> str | None:
+    """The environment variable that keeps a backend from the accelerators."""
+    if name == "jax" and environment.get("JAX_PLATFORMS"):
+        return "JAX_PLATFORMS"
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "CUDA_VISIBLE_DEVICES" if hidden else None
 
 
 def judge(name: str, found: dict, hardware: Hardware) -> Finding:
@@ -171,8 +187,9 @@ def judge(name: str, found: dict, hardware: Hardware) -> Finding:
         return Finding(name, f"{text}; WRONG PRODUCTS on {', '.join(wrong)}", (), broken=True)
     idle = found["platform"] == "cpu"
     if idle and name == "jax" and (hardware.gpus or hardware.tpu_chips):
-        extra = "tpu" if hardware.tpu_chips else "cuda"
-        return Finding(name, f"{text}; it does not see the accelerators", (extra,))
+        extra, plugin = ("tpu", "libtpu") if hardware.tpu_chips else ("cuda", "jax-cuda12-plugin")
+        text = f"{text}; it does not see the accelerators"
+        return Finding(name, text, (extra,), broken=version_of(plugin) is not None)
     if idle and name == "torch" and hardware.gpus:
         return Finding(name, f"{text}; this build does not see the GPU", ("torch",), broken=True)
     return Finding(name, text)
@@ -201,6 +218,8 @@ def mend(
     ill = [finding for finding in findings if finding.extras is not None]
     if not ill:
         return None
+    if hidden := next(filter(None, (finding.hiding for finding in ill)), None):
+        return f"unset {hidden} && selfevo doctor"
     extras = sorted({extra for finding in ill for extra in finding.extras or ()})
     wanted = f"[{','.join(extras)}]" if extras else ""
     if not any(finding.broken for finding in ill):
