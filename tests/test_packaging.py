@@ -156,6 +156,18 @@ def test_every_requirement_has_both_ends(wheel: zipfile.ZipFile) -> None:
         assert operators == {">=", "<"}, line
 
 
+@pytest.mark.parametrize(
+    ("name", "holed"), [("torch", "2.5.1"), ("transformers", "5.2.0"), ("jinja2", "3.1.5")]
+)
+def test_versions_with_known_holes_are_refused(wheel, name: str, holed: str) -> None:
+    """torch.load ran code (CVE-2025-32434), so did a config (CVE-2026-4372); the sandbox of chat
+    templates could be left (CVE-2025-27516)."""
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = re.findall("^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    found = [one for one in map(Requirement, lines) if one.name == name]
+    assert found and not any(one.specifier.contains(holed) for one in found)
+
+
 # ---- gates on the sources
 
 # Modules that run code while they read data.

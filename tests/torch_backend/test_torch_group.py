@@ -77,8 +77,8 @@ def test_a_configuration_of_ours_goes_by_its_name():
     assert {f"{name}.json" for name in NAMES} == {file.name for file in CONFIGS.iterdir()}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
-def test_without_deepspeed_the_command_that_installs_it_is_named():
+def test_without_deepspeed_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install 'selfevo_jax\[torch,deepspeed\]'"):
         choose_group(NOTHING, {}, 2)
 

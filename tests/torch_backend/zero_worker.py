@@ -99,7 +99,7 @@ def trainer_of(config: str, fit: str) -> Trainer:
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     divide = make_divide(settings) if fit == "divided" else None
     decoder = Decoder.from_tree(TINY, params, compute, "cpu", divide=divide)
-    if divide is not None:
+    if fit == "divided":
         held = sum(getattr(p, "ds_tensor", p).numel() for p in decoder.module.parameters())
         whole = sum(leaf.size for leaf in jax.tree.leaves(params))
         assert held == whole / torch.distributed.get_world_size(), (held, whole)
