@@ -7,7 +7,14 @@ from pathlib import Path
 
 BLOCKED = """
 import sys
-sys.modules["torch"] = None  # as if it were not installed
+class Without:  # a finder that knows no torch
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] == "torch" else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Without, sys.meta_path)
 from selfevo_jax import cli
 config, workdir = sys.argv[1:]
 for backend in ("jax", "torch"):

@@ -201,7 +201,8 @@ def test_a_damaged_checkpoint_is_refused(decoder, pairs, tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         trainer.fit(pairs, *fit, tmp_path)
     state.write_bytes(data)
-    assert len(trainer.fit(pairs, *fit, tmp_path).metrics) == 9
+    trainer.fit(pairs, *fit, tmp_path)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
 
 
 def test_recomputing_layers_changes_nothing(tiny, tiny_params, decoder, pairs, tmp_path):
