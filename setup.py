@@ -6,9 +6,11 @@ The ranges below have both ends tested: Python 3.11 resolves to the lower line (
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -132,6 +134,16 @@ EXTRAS = {
 }
 
 
+class Build(build_py):
+    """Puts DeepSpeed's configurations into the package; a checkout has them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            inside = Path(self.build_lib, "selfevo_jax", "torch_backend", "deepspeed")
+            shutil.copytree(HERE / "third_party" / "deepspeed", inside, dirs_exist_ok=True)
+
+
 def version() -> str:
     text = (HERE / "selfevo_jax" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE).group(1)
@@ -149,6 +161,7 @@ setup(
     packages=find_packages(include=["selfevo_jax", "selfevo_jax.*"]),
     package_data={"selfevo_jax": [f"**/*.{kind}" for kind in ("txt", "html", "css", "js", "json")]},
     include_package_data=False,
+    cmdclass={"build_py": Build},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["selfevo=selfevo_jax.cli:main"]},

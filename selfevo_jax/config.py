@@ -137,8 +137,8 @@ def _what_computes() -> dict[str, Any]:
             "shard": 64,  # requests that are sent together
         },
         "torch": {  # how backend=torch trains; see docs/gpus.md
-            "processes": 0,  # on each machine; 0: one per GPU
-            "deepspeed": "",  # a file; none: third_party/deepspeed/zero2.json, where several
+            "processes": 0,  # on each machine, to train and to sample; 0: one per GPU
+            "deepspeed": "",  # zero2, zero3, zero2_offload, zero3_offload or a file; none: zero2
             "hostfile": "",  # lines HOST slots=N; none: this machine or the Slurm job's
         },
     }

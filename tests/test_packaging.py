@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -94,6 +95,9 @@ def test_constraints_hold_every_base_requirement(python: str) -> None:
 
 # ---- the wheel
 
+ZERO = ROOT / "third_party" / "deepspeed"
+INSIDE = "selfevo_jax/torch_backend/deepspeed"  # where the wheel has those files
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
@@ -110,7 +114,25 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 def test_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert shipped == {str(name) for name in tracked() if name.parts[0] == "selfevo_jax"}
+    own = {str(name) for name in tracked() if name.parts[0] == "selfevo_jax"}
+    assert shipped == own | {f"{INSIDE}/{file.name}" for file in ZERO.glob("*.json")}
+
+
+def test_an_installed_wheel_finds_its_deepspeed_configurations(wheel, tmp_path) -> None:
+    pytest.importorskip("transformers", reason="pip install 'selfevo_jax[torch]'")
+    wheel.extractall(tmp_path)
+    asked = (
+        "from selfevo_jax.torch_backend.group import NAMES, config_file, zero_settings\n"
+        "for name in NAMES: print(config_file(name), zero_settings(config_file(name)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    lines = subprocess.run(
+        [sys.executable, "-c", asked],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    files = {file.name: json.loads(file.read_text()) for file in ZERO.glob("*.json")}
+    wanted = {f"{tmp_path / INSIDE / name} {content}" for name, content in files.items()}
+    assert set(lines) == wanted and len(lines) == 4
 
 
 def test_wheel_has_version_command_and_licence(wheel: zipfile.ZipFile) -> None:
@@ -132,6 +154,18 @@ def test_every_requirement_has_both_ends(wheel: zipfile.ZipFile) -> None:
     for line in lines:
         operators = {specifier.operator for specifier in Requirement(line).specifier}
         assert operators == {">=", "<"}, line
+
+
+@pytest.mark.parametrize(
+    ("name", "holed"), [("torch", "2.5.1"), ("transformers", "5.2.0"), ("jinja2", "3.1.5")]
+)
+def test_versions_with_known_holes_are_refused(wheel, name: str, holed: str) -> None:
+    """torch.load ran code (CVE-2025-32434), so did a config (CVE-2026-4372); the sandbox of chat
+    templates could be left (CVE-2025-27516)."""
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = re.findall("^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    found = [one for one in map(Requirement, lines) if one.name == name]
+    assert found and not any(one.specifier.contains(holed) for one in found)
 
 
 # ---- gates on the sources

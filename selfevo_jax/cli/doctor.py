@@ -1,6 +1,7 @@
 """`selfevo doctor`: what this machine has, what of it works, and the one command that mends it."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -9,9 +10,11 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from selfevo_jax.cli.common import nothing_left, verb
 
@@ -35,12 +38,14 @@ class Hardware:
 @dataclass(frozen=True)
 class Finding:
     """What a backend does here. Where something is to be mended, `extras` are those of ours whose
-    installation mends it, over what is there where that is `broken`."""
+    installation mends it, over what is there where that is `broken`; or the setting `hiding` hides
+    the accelerators from it."""
 
     name: str
     text: str
     extras: tuple[str, ...] | None = None
     broken: bool = False
+    hiding: str | None = None
 
 
 def add(verbs) -> None:
@@ -68,7 +73,7 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     for finding in findings:
         print(f"{finding.name}: {finding.text}")
     print(f"code sandbox: {sandbox_line()}")
-    remedy = mend(findings, hardware)
+    remedy = mend(findings, hardware, origin())
     print(f"\nto mend it: {remedy}" if remedy else "\nnothing to mend")
     return 1 if remedy else 0
 
@@ -148,12 +153,26 @@ def examine(name: str, hardware: Hardware) -> Finding:
         use = {"torch": "backend=torch", "deepspeed": "backend=torch on several GPUs"}
         text = f"not installed; needed for {use.get(name, 'everything')}"
         return Finding(name, text, own if missed or name == "jax" else None)
+    found = _tried(name, hardware, own)
+    return found if found.extras is None else replace(found, hiding=hiding(name, os.environ))
+
+
+def _tried(name: str, hardware: Hardware, own: tuple[str, ...]) -> Finding:
+    """What an installed backend does in a process of its own."""
     tried = _run([sys.executable, "-m", "selfevo_jax.cli.probe", name], SECONDS)
     lines = [line for line in tried.stdout.splitlines() if line.startswith("FOUND ")]
     if tried.returncode or not lines:
         said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1]
         return Finding(name, f"fails: {said}", own, broken=True)
     return judge(name, json.loads(lines[-1].removeprefix("FOUND ")), hardware)
+
+
+def hiding(name: str, environment: Mapping[str, str]) -> str | None:
+    """The environment variable that keeps a backend from the accelerators."""
+    if name == "jax" and environment.get("JAX_PLATFORMS"):
+        return "JAX_PLATFORMS"
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "CUDA_VISIBLE_DEVICES" if hidden else None
 
 
 def judge(name: str, found: dict, hardware: Hardware) -> Finding:
@@ -168,8 +187,9 @@ def judge(name: str, found: dict, hardware: Hardware) -> Finding:
         return Finding(name, f"{text}; WRONG PRODUCTS on {', '.join(wrong)}", (), broken=True)
     idle = found["platform"] == "cpu"
     if idle and name == "jax" and (hardware.gpus or hardware.tpu_chips):
-        extra = "tpu" if hardware.tpu_chips else "cuda"
-        return Finding(name, f"{text}; it does not see the accelerators", (extra,))
+        extra, plugin = ("tpu", "libtpu") if hardware.tpu_chips else ("cuda", "jax-cuda12-plugin")
+        text = f"{text}; it does not see the accelerators"
+        return Finding(name, text, (extra,), broken=version_of(plugin) is not None)
     if idle and name == "torch" and hardware.gpus:
         return Finding(name, f"{text}; this build does not see the GPU", ("torch",), broken=True)
     return Finding(name, text)
@@ -180,17 +200,42 @@ def _kind(device: dict) -> str:
     return device["kind"] + (f" ({memory / GIB:.0f} GiB)" if memory else "")
 
 
-def mend(findings: Sequence[Finding], hardware: Hardware) -> str | None:
-    """The one thing to do next; None where all works that can."""
+def origin() -> dict | None:
+    """Where pip had this package from, if from no index (PEP 610)."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        told = importlib.metadata.distribution("selfevo-jax").read_text("direct_url.json")
+        return json.loads(told) if told else None
+    return None
+
+
+def mend(
+    findings: Sequence[Finding], hardware: Hardware, source: Mapping | None = None
+) -> str | None:
+    """The one thing to do next, for a package from `source` (see `origin`); None where all works
+    that can."""
     if hardware.driver_missing:
         return "install the NVIDIA driver (nvidia-smi must list the card), then ask again"
     ill = [finding for finding in findings if finding.extras is not None]
     if not ill:
         return None
+    if hidden := next(filter(None, (finding.hiding for finding in ill)), None):
+        return f"unset {hidden} && selfevo doctor"
     extras = sorted({extra for finding in ill for extra in finding.extras or ()})
-    again = "--force-reinstall " if any(finding.broken for finding in ill) else ""
-    wanted = f"selfevo_jax[{','.join(extras)}]" if extras else "selfevo_jax"
-    return f"pip install {again}'{wanted}'"
+    wanted = f"[{','.join(extras)}]" if extras else ""
+    if not any(finding.broken for finding in ill):
+        return f"pip install 'selfevo_jax{wanted}'"
+    return f"pip install --force-reinstall {_anew(wanted, source)}"
+
+
+def _anew(extras: str, source: Mapping | None) -> str:
+    """What pip reinstalls. A package that came from a folder or a file is in no index."""
+    if source is None:
+        return f"'selfevo_jax{extras}'"
+    url = urlsplit(source["url"])
+    if source.get("dir_info", {}).get("editable"):
+        return f"-e '{url2pathname(url.path)}{extras}'"
+    system = source.get("vcs_info", {}).get("vcs")
+    return f"'selfevo_jax{extras} @ {system + '+' if system else ''}{url.geturl()}'"
 
 
 def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess:

@@ -7,10 +7,8 @@ and embeddings stay where the run was started; adapters and checkpoints must lie
 all machines see.
 """
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,8 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.evolve.backend import JaxBackend
 from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.sample.protocol import (
-    Completion,
-    Generator,
-    LabelRequest,
-    Labels,
-    Request,
-    Score,
-    ScoreRequest,
-)
+from selfevo_jax.evolve.shards import PoolGenerator
+from selfevo_jax.sample.protocol import Generator
 
 TRIES = 3  # of a shard whose actors die, before the run gives up
 
@@ -59,33 +50,7 @@ class RayBackend(JaxBackend):
         """See `Backend.generator`."""
         if policy.role is not None and policy.role.remote is not None:
             return super().generator(policy)
-        return PoolGenerator(self, policy)
-
-
-@dataclass(frozen=True)
-class PoolGenerator:
-    """`Generator` of one policy on the pool."""
-
-    backend: RayBackend
-    policy: Policy
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """See `Generator.generate`."""
-        return self._answers("generate", requests)
-
-    def score(self, requests: Iterable[ScoreRequest]) -> Iterator[Score]:
-        """See `Generator.score`."""
-        return self._answers("score", requests)
-
-    def labels(self, requests: Iterable[LabelRequest]) -> Iterator[Labels]:
-        """See `Generator.labels`."""
-        return self._answers("labels", requests)
-
-    def _answers(self, what: str, requests: Iterable[Any]) -> Iterator[Any]:
-        shards = shards_of(requests, self.backend.config.ray.shard)
-        if (first := next(shards, None)) is not None:  # else no actor need be started
-            every = itertools.chain([first], shards)
-            yield from self.backend.pool.answers(what, self.policy, every)
+        return PoolGenerator(policy, self.config.ray.shard, lambda: self.pool)
 
 
 class Pool:
@@ -160,10 +125,3 @@ def connected(address: str) -> Any:
                 "one with `ray start --head`, or leave the address out"
             ) from error
     return ray
-
-
-def shards_of(requests: Iterable[Any], size: int) -> Iterator[list]:
-    """Neighbours together, `size` at a time: those that share a prompt mostly follow each other."""
-    rest = iter(requests)
-    while shard := list(itertools.islice(rest, size)):
-        yield shard

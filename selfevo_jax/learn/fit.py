@@ -225,14 +225,18 @@ class Fit:
         seconds = self.goodput.step()
         flops = self._flops(step)
         speed = {"tokens_per_second": row["tokens"] / seconds, "flops": flops}
-        share = mfu(flops, seconds, self.base.mesh.devices.ravel().tolist())
+        share = mfu(flops, seconds, self._devices())
         if share is not None:
             speed["mfu"] = share
         if step == self.begun_at:
-            speed["machine"] = machine(self.base.mesh)
+            speed["machine"] = machine(self.base.mesh, self._devices())
         self.metrics.add(row, {"step": step, "seconds": seconds, **speed})
         if self.on_step:
             self.on_step(row)
+
+    def _devices(self) -> list[str]:
+        """The kind of each device that computes."""
+        return [device.device_kind for device in self.base.mesh.devices.flat]
 
     def _flops(self, step) -> float:
         """Multiplications and additions that a step's useful tokens ask for."""

@@ -131,13 +131,13 @@ class Goodput:
             self._spent["compile"] += seconds
 
 
-def machine(mesh: Mesh) -> dict[str, Any]:
-    """What the steps of a fit run on, and the variables that change how JAX uses it."""
+def machine(mesh: Mesh, kinds: Sequence[str]) -> dict[str, Any]:
+    """What the steps of a fit run on, devices of these kinds, and what changes how JAX uses it."""
     told = {name: os.environ[name] for name in TOLD if name in os.environ}
     return {
         "os": platform.platform(),
-        "device": mesh.devices.flat[0].device_kind,
-        "devices": mesh.devices.size,
+        "device": kinds[0],
+        "devices": len(kinds),
         "hosts": jax.process_count(),
         "mesh": dict(mesh.shape),
         **told,

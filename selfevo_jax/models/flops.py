@@ -10,8 +10,6 @@ import functools
 import re
 from collections.abc import Sequence
 
-import jax
-
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.lora import LoraConfig, target_shapes
 
@@ -58,10 +56,10 @@ def train_flops(
     return layers + 2 * head + 3 * tokens * _adapter(config, lora)
 
 
-def mfu(flops: float, seconds: float, devices: Sequence[jax.Device]) -> float | None:
-    """Share of the devices' bf16 peak; None for a device whose peak is not listed."""
-    peak = peak_of(devices[0].device_kind)
-    return None if peak is None else flops / (seconds * len(devices) * peak)
+def mfu(flops: float, seconds: float, kinds: Sequence[str]) -> float | None:
+    """Share of the bf16 peak of devices of these kinds; None for one whose peak is not listed."""
+    peak = peak_of(kinds[0])
+    return None if peak is None else flops / (seconds * len(kinds) * peak)
 
 
 def peak_of(kind: str) -> float | None:

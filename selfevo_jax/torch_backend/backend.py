@@ -27,6 +27,7 @@ from selfevo_jax.evolve.jax_model import JaxModel
 from selfevo_jax.evolve.lesson_text import Trainable
 from selfevo_jax.evolve.policy import Policy, Role
 from selfevo_jax.evolve.progress import Progress
+from selfevo_jax.evolve.shards import PoolGenerator
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.models.lora import Adapter
 from selfevo_jax.records import Prompt, Sample
@@ -37,14 +38,19 @@ from selfevo_jax.torch_backend.generator import TorchGenerator
 from selfevo_jax.torch_backend.group import Group, choose_group
 from selfevo_jax.torch_backend.launch import run_group, write_job
 from selfevo_jax.torch_backend.lora import attached
-from selfevo_jax.torch_backend.model import Decoder, Layout
+from selfevo_jax.torch_backend.model import Decoder, Divide, Layout
+from selfevo_jax.torch_backend.pool import Samplers
 from selfevo_jax.torch_backend.trainer import MakeEngine, TorchTrainer
 
+SHARD = 2  # times `compute.slots`: requests that go to a process of a pool together
 TRAINER_VERSION = "torch-2"  # raised by hand like `evolve.backend.TRAINER_VERSION`
 
 
 class TorchModel(JaxModel):
-    """A base model as a transformers decoder; weights are loaded at first use."""
+    """A base model as a transformers decoder; weights are loaded at first use, and `divide`d where
+    several processes are to train on it."""
+
+    divide: Divide | None = None
 
     def __init__(self, source: str, compute: Mapping[str, Any], progress: Progress) -> None:
         super().__init__(source, compute, progress)
@@ -58,7 +64,9 @@ class TorchModel(JaxModel):
     def decoder(self) -> Decoder:
         """The decoder on this machine's GPU, or on the CPU."""
         with self.progress.busy(f"loading {self.source}"):
-            return Decoder.from_files(self.files, self.compute, quant=self.quant)
+            return Decoder.from_files(
+                self.files, self.compute, quant=self.quant, divide=self.divide
+            )
 
     def generator(self, folder: Path | None) -> Generator:
         """An engine for the base with the adapter in `folder`; the last one made is kept."""
@@ -109,12 +117,38 @@ class TorchBackend(JaxBackend):
         if group is None:
             group = choose_group(config.torch, os.environ, torch.cuda.device_count())
             progress.say(group.told())
+            if group.processes > 1:
+                progress.say(f"sampling and judging: {group.processes} processes of this machine")
         if self.model.quant is not None and group.stage == 3:
             raise UserError(
                 f"{group.deepspeed} divides parameters, which packed ones (compute.quant="
-                f"{self.model.quant}) do not allow: take third_party/deepspeed/zero2.json"
+                f"{self.model.quant}) do not allow: --config.torch.deepspeed=zero2 does"
             )
         self._group = group
+        self.samplers: Samplers | None = None
+
+    def generator(self, policy: Policy) -> Generator:
+        """See `Backend.generator`: an engine here, or one in each of the group's processes here."""
+        remote = policy.role is not None and policy.role.remote is not None
+        if remote or self._group.processes == 1:
+            return super().generator(policy)
+        return PoolGenerator(policy, SHARD * self.config.compute.slots, self._pool)
+
+    def _pool(self) -> Samplers:
+        """The processes that sample, started where they are not there; this one's own models leave
+        the GPUs to them."""
+        if self.samplers is None or self.samplers.closed:
+            self.end_sampling()
+            for model in (self.model, *self._others.values()):
+                model.release_generator()
+                model.release_decoder()
+            self.samplers = Samplers(plain(self.config), self._group.processes)
+        return self.samplers
+
+    def end_sampling(self) -> None:
+        """Ends the processes that sample, so that others find the GPUs' memory free."""
+        if self.samplers is not None:
+            self.samplers.close()
 
     def embedder(self, policy: Policy) -> Callable[[list[str]], np.ndarray]:
         """See `Backend.embedder`; a sentence encoder is JAX's. Raises UserError for a server's."""
@@ -157,6 +191,7 @@ class TorchBackend(JaxBackend):
     ) -> dict[str, int]:
         """See `Backend.fit`: in this process, or in a group of them that is started for it."""
         self.model.release_generator()
+        self.end_sampling()
         records, group = list(examples), self._group
         if group.deepspeed is None:
             return self.fit_here(records, fitting, on_step)
@@ -197,6 +232,10 @@ class TorchBackend(JaxBackend):
             processes=processes,
         )
         return self._fit_adapter(trainer, examples, fitting, on_step, writes=writes)
+
+    def _opened(self, policy: Policy) -> tuple[TorchModel, Adapter | None]:
+        self.end_sampling()
+        return super()._opened(policy)
 
     def _local(self, role: Role) -> TorchModel:
         if role.model in ("", self.config.model):

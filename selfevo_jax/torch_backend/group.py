@@ -15,8 +15,10 @@ from typing import Any
 import selfevo_jax
 from selfevo_jax.errors import UserError
 
-CONFIGS = Path(selfevo_jax.__file__).parents[1] / "third_party" / "deepspeed"
-USUAL = CONFIGS / "zero2.json"
+INSTALLED = Path(__file__).with_name("deepspeed")  # where setup.py puts them in a wheel
+CHECKOUT = Path(selfevo_jax.__file__).parents[1] / "third_party" / "deepspeed"
+CONFIGS = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+NAMES = ("zero2", "zero2_offload", "zero3", "zero3_offload")
 # What a file may not set, because the run's own configuration decides it.
 OURS = (
     "bf16", "fp16", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler",
@@ -82,13 +84,19 @@ def choose_group(settings: Mapping, environment: Mapping[str, str], gpus: int) -
     elif int(environment.get("SLURM_JOB_NUM_NODES", 1)) > 1:
         hosts, reach = slurm_hosts(environment["SLURM_JOB_NODELIST"]), "slurm"
         why = f"Slurm job of {len(hosts)} nodes, {why}"
-    file = Path(settings["deepspeed"]) if settings["deepspeed"] else None
-    if file is None and here * len(hosts) > 1:
-        file = USUAL
+    several = here * len(hosts) > 1
+    file = config_file(settings["deepspeed"] or (NAMES[0] if several else ""))
     if file is not None:
         zero_settings(file)
         _need_deepspeed()
     return Group(hosts, here, reach, why, file)
+
+
+def config_file(wanted: str) -> Path | None:
+    """One of our configurations by its name, or any by its file; None for an empty name."""
+    if not wanted:
+        return None
+    return CONFIGS / f"{wanted}.json" if wanted in NAMES else Path(wanted)
 
 
 def read_hostfile(path: Path) -> tuple[tuple[str, ...], int]:
@@ -126,7 +134,7 @@ def zero_settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a DeepSpeed configuration with a zero_optimization.stage "
-            f"({error!r}): give one with --config.torch.deepspeed=FILE, as in third_party/deepspeed"
+            f"({error!r}): --config.torch.deepspeed takes such a file, or {', '.join(NAMES)}"
         ) from error
     if stage not in (2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; use 2 or 3")

@@ -100,10 +100,10 @@ def started(lines: Sequence[Sequence[str]], folder: Path) -> Iterator[list[subpr
             yield running
         finally:
             for one in running:
-                _end(one)
+                end_process(one)
 
 
-def _end(process: subprocess.Popen, patience: float = 20.0) -> None:
+def end_process(process: subprocess.Popen, patience: float = 20.0) -> None:
     """Closes the lifeline and waits; what does not end by itself is ended."""
     if process.stdin is not None and process.poll() is None:
         process.stdin.close()

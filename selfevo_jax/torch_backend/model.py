@@ -29,6 +29,7 @@ from selfevo_jax.weights.model_files import ModelFiles
 from selfevo_jax.weights.names import Leaf, leaves
 
 Reader = Callable[[Leaf, int], np.ndarray]  # (leaf, layer) -> tensor as files store it
+Divide = Callable[[torch.nn.Parameter], None]  # leaves each process of a group its part
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def visible(query: Layout, key: Layout, window: int | None = None) -> Tensor:
 class Decoder:
     """A causal language model on one device, in `compute.dtype`; `quant` "nf4" packs its layers.
 
-    `remat` other than "none" recomputes every layer in the backward pass.
+    `remat` other than "none" recomputes every layer in the backward pass. With `divide` it lies in
+    parts on several devices from the start: no process holds more than one whole tensor.
     """
 
     def __init__(
@@ -64,15 +66,18 @@ class Decoder:
         compute: Compute,
         device: str | None = None,
         quant: str | None = None,
+        divide: Divide | None = None,
     ):
+        self.divided = divide is not None
         self.config, self.compute, self.quant = config, compute, quant
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = getattr(torch, jnp.dtype(compute.dtype).name)
         self.module = _empty_module(config, self.dtype)
-        self._copy(read)
+        self.module.requires_grad_(False)
+        self._copy(read, divide)
         if quant is not None:
             pack_projections(self.module, self.dtype)
-        self.module.requires_grad_(False).to(self.device)
+        self.module.to(self.device)
         if compute.remat != "none":
             _recompute_layers(self.module)
 
@@ -83,6 +88,7 @@ class Decoder:
         compute: Compute,
         device: str | None = None,
         quant: str | None = None,
+        divide: Divide | None = None,
     ) -> Decoder:
         """The model in safetensors or GGUF, read by our readers. Raises UserError."""
         check_tensors(files.config, files.store)
@@ -91,7 +97,7 @@ class Decoder:
             bounds = tuple((0, size) for size in leaf.file_shape)
             return files.store.read(files.store.name(leaf, layer), bounds)
 
-        return cls(files.config, read, compute, device, quant)
+        return cls(files.config, read, compute, device, quant, divide)
 
     @classmethod
     def from_tree(
@@ -101,6 +107,7 @@ class Decoder:
         compute: Compute,
         device: str | None = None,
         quant: str | None = None,
+        divide: Divide | None = None,
     ) -> Decoder:
         """The model of a parameter tree, as `models.llama.init_params` makes it."""
         flat = flatten_dict(dict(params))
@@ -109,14 +116,16 @@ class Decoder:
             part = np.asarray(flat[leaf.path][layer] if leaf.stacked else flat[leaf.path])
             return part.T if leaf.transposed else part
 
-        return cls(config, read, compute, device, quant)
+        return cls(config, read, compute, device, quant, divide)
 
     @torch.no_grad()
-    def _copy(self, read: Reader) -> None:
+    def _copy(self, read: Reader, divide: Divide | None) -> None:
         for leaf in leaves(self.config):
             for layer in leaf.layers:
                 target = self.base_parameter(leaf.hf.format(layer=layer))
                 target.copy_(tensor(read(leaf, layer)))
+                if divide is not None:
+                    divide(target)
 
     def base_parameter(self, name: str) -> torch.nn.Parameter:
         """A parameter by its Hugging Face name, also where peft has wrapped its module."""
@@ -204,6 +213,6 @@ def _empty_module(config: ModelConfig, dtype: torch.dtype) -> torch.nn.Module:
         module = getattr(transformers, ARCHITECTURES[config.family])(described)
     # Not `module.to`, which would round the rotary frequencies as well.
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = torch.empty_like(parameter.data, dtype=dtype)
     module.tie_weights()
     return module.eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import torch
 
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import check_examples
@@ -86,6 +87,10 @@ class TorchTrainer:
                 f"cannot train all parameters of this base: its kernels are stored as "
                 f"{decoder.quant}; load the base in full precision for this"
             )
+        if settings.lora is None and decoder.divided:
+            raise UserError(
+                "cannot train all parameters of a base that was divided when read: read it whole"
+            )
         whole = None if settings.lora else read_slots(base_slots(decoder))
         base = TorchBase(
             decoder.config, whole, decoder.compute, make_mesh("1,1,1", jax.devices()[:1]),
@@ -118,6 +123,8 @@ class TorchFit(Fit):
     ) -> FitResult:
         """`Fit.run` on a decoder."""
         settings = self.settings
+        on_card = decoder.device.type == "cuda"
+        self._device = torch.cuda.get_device_name(decoder.device) if on_card else "cpu"
         with self._trainable(decoder) as slots:
             self._slots = slots
             self._optimizer = Optimizer(
@@ -161,9 +168,9 @@ class TorchFit(Fit):
     def _shards(self) -> int:
         return self.base.processes
 
-    def _flops(self, step: int) -> float:
-        """Not counted: the peaks that a share is taken of are those of JAX's devices."""
-        return 0.0
+    def _devices(self) -> list[str]:
+        """One for each process, by the name that JAX has for it too."""
+        return [self._device] * self.base.processes
 
     def _restore(self, checkpoints: TorchCheckpoints) -> tuple[int, dict[str, Any]]:
         """(steps done, the cells of the live state)."""

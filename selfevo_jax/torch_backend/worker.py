@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from selfevo_jax.evolve.files import read_json, write_json
 from selfevo_jax.evolve.lesson_text import Trainable
-from selfevo_jax.evolve.policy import Policy
 from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, Training
 from selfevo_jax.learn.losses import Objective
@@ -23,7 +22,8 @@ from selfevo_jax.models.lora import LoraConfig
 from selfevo_jax.torch_backend.agent import end_with_launcher
 from selfevo_jax.torch_backend.backend import TorchBackend
 from selfevo_jax.torch_backend.group import ALONE, zero_settings
-from selfevo_jax.torch_backend.zero import join_group, make_zero
+from selfevo_jax.torch_backend.wire import policy_from
+from selfevo_jax.torch_backend.zero import join_group, make_divide, make_zero
 
 
 @record
@@ -36,11 +36,13 @@ def main(folder: Path) -> None:
     first = torch.distributed.get_rank() == 0
     config, progress = FrozenConfigDict(job["config"]), Progress(Console(file=sys.stdout))
     backend = TorchBackend(config, progress, group=ALONE)
+    settings = zero_settings(Path(job["deepspeed"]))
+    backend.model.divide = make_divide(settings)
     counts = backend.fit_here(
         read_examples(folder / "examples.jsonl", job["kind"]),
         fitting_from(job["fitting"]),
         lambda step, text: None,
-        engine=make_zero(zero_settings(Path(job["deepspeed"]))),
+        engine=make_zero(settings),
         processes=torch.distributed.get_world_size(),
         writes=first,
     )
@@ -66,12 +68,6 @@ def fitting_from(saved: dict) -> Fitting:
         *(Path(saved[name]) for name in ("folder", "store")),
         saved["carry"],
     )
-
-
-def policy_from(saved: dict) -> Policy:
-    """The base with an adapter, or without one."""
-    adapter = None if saved["adapter"] is None else Path(saved["adapter"])
-    return Policy(saved["name"], saved["hash"], adapter)
 
 
 if __name__ == "__main__":

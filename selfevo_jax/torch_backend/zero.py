@@ -24,7 +24,7 @@ from selfevo_jax.learn.batches import MicroBatch
 from selfevo_jax.learn.step import Frozen
 from selfevo_jax.torch_backend.engine import Cell
 from selfevo_jax.torch_backend.forward import sequence_sums
-from selfevo_jax.torch_backend.model import Decoder
+from selfevo_jax.torch_backend.model import Decoder, Divide
 from selfevo_jax.torch_backend.optimizer import Optimizer
 
 
@@ -41,6 +41,18 @@ def join_group(device: torch.device) -> None:
 def make_zero(settings: Mapping[str, Any]) -> Callable[[Decoder, Optimizer], Zero]:
     """What makes a `Zero` from a decoder and an optimiser."""
     return partial(Zero, settings=settings)
+
+
+def make_divide(settings: Mapping[str, Any]) -> Divide | None:
+    """What gives each process its part of a parameter as it is loaded; None below ZeRO-3."""
+    if settings["zero_optimization"]["stage"] != 3:
+        return None
+    config = {**settings, "train_micro_batch_size_per_gpu": 1}
+
+    def divide(parameter: torch.nn.Parameter) -> None:
+        deepspeed.zero.Init(torch.nn.ParameterList([parameter]), config_dict_or_path=config)
+
+    return divide
 
 
 class Zero:

@@ -3,18 +3,29 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from selfevo_jax import cli
 from selfevo_jax.cli import doctor
-from selfevo_jax.cli.doctor import Finding, Hardware, examine, judge, mend, sandbox_line
+from selfevo_jax.cli.doctor import (
+    Finding,
+    Hardware,
+    examine,
+    hiding,
+    judge,
+    mend,
+    origin,
+    sandbox_line,
+)
 from selfevo_jax.errors import UserError
 
 NOTHING = Hardware((), 0, False)
 ONE = Hardware(("NVIDIA H100 80GB HBM3, 81559 MiB, 550.54",), 0, False)
 TWO = Hardware(ONE.gpus * 2, 0, False)
 TPU = Hardware((), 4, False)
+FILE = "file:" + "//"
 
 
 def answer(
@@ -61,7 +72,23 @@ def test_a_backend_that_ends_badly_is_reported(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "no_such_platform")
     found = examine("jax", NOTHING)
     assert found.broken and "no_such_platform" in found.text
-    assert mend([found], NOTHING) == "pip install --force-reinstall 'selfevo_jax'"
+    assert mend([found], NOTHING) == "unset JAX_PLATFORMS && selfevo doctor"
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert mend([replace(found, hiding=None)], NOTHING).endswith("--force-reinstall 'selfevo_jax'")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "hides"),
+    [
+        ("jax", "JAX_PLATFORMS", "cpu", True),
+        ("torch", "JAX_PLATFORMS", "cpu", False),
+        ("torch", "CUDA_VISIBLE_DEVICES", "", True),
+        ("jax", "CUDA_VISIBLE_DEVICES", "-1", True),
+        ("jax", "CUDA_VISIBLE_DEVICES", "3", False),
+    ],
+)
+def test_what_hides_the_accelerators_is_named(name, setting, value, hides):
+    assert hiding(name, {setting: value}) == (setting if hides else None)
 
 
 @pytest.mark.parametrize(
@@ -76,14 +103,49 @@ def test_a_backend_that_ends_badly_is_reported(monkeypatch):
         ("jax", answer("gpu", "H100", False), ONE, "pip install --force-reinstall 'selfevo_jax'"),
     ],
 )
-def test_what_an_answer_means(name, found, hardware, remedy):
+def test_what_an_answer_means(name, found, hardware, remedy, monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda package: None)
     assert mend([judge(name, found, hardware)], hardware) == remedy
+
+
+def test_a_plugin_that_is_there_and_sees_nothing_is_installed_anew(monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda package: "1" if "cuda12" in package else None)
+    seen = [judge("jax", answer("cpu", "cpu"), hardware) for hardware in (ONE, TPU)]
+    assert mend(seen[:1], ONE) == "pip install --force-reinstall 'selfevo_jax[cuda]'"
+    assert mend(seen[1:], TPU) == "pip install 'selfevo_jax[tpu]'"
 
 
 def test_one_command_mends_all():
     ill = [Finding("jax", "blind", ("cuda",)), Finding("deepspeed", "missing", ("deepspeed",))]
     assert mend(ill, TWO) == "pip install 'selfevo_jax[cuda,deepspeed]'"
     assert "driver" in mend(ill, Hardware((), 0, True))
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ({"url": f"{FILE}/my%20code", "dir_info": {"editable": True}}, "-e '/my code[torch]'"),
+        ({"url": f"{FILE}/code", "dir_info": {}}, f"'selfevo_jax[torch] @ {FILE}/code'"),
+        ({"url": "https://a.b/c", "vcs_info": {"vcs": "git"}},
+         "'selfevo_jax[torch] @ git+https://a.b/c'"),
+    ],
+)  # fmt: skip
+def test_what_is_broken_is_reinstalled_from_where_it_came(source, wanted):
+    """pip finds no `selfevo_jax` in an index that does not have it."""
+    ill = [Finding("torch", "fails", ("torch",), broken=True)]
+    assert mend(ill, ONE, source) == f"pip install --force-reinstall {wanted}"
+    missing = [Finding("torch", "missing", ("torch",))]
+    assert mend(missing, ONE, source) == "pip install 'selfevo_jax[torch]'"
+
+
+def test_an_installation_from_a_folder_is_known_by_it(tmp_path, monkeypatch):
+    about = tmp_path / "selfevo_jax-9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: selfevo-jax\nVersion: 9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert origin() is None
+    (about / "direct_url.json").write_text('{"url": "https://a.b/c", "dir_info": {}}')
+    assert origin() == {"url": "https://a.b/c", "dir_info": {}}
 
 
 def test_devices_of_a_kind_are_counted():

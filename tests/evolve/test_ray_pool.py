@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.ray_pool import shards_of
+from selfevo_jax.evolve.shards import shards_of
 
 
 def test_shards_are_made_as_they_are_asked_for():

@@ -101,7 +101,8 @@ def test_by_hand():
     )  # fmt: skip
     kernels = 2 * (16 + 8 + 8 + 16 + 3 * 32)
     assert forward_flops(config, 2, 1, keys=2) == 3 * 2 * (kernels + 4 * 4 * 2) + 2 * 4 * 10
-    assert mfu(1e12, 1.0, jax.devices()) is None  # no peak is listed for this CPU
+    assert mfu(1e12, 1.0, ["NVIDIA H200"] * 4) == pytest.approx(1 / 4 / 989)
+    assert mfu(1e12, 1.0, [jax.devices()[0].device_kind]) is None  # no peak is listed for this CPU
 
 
 @pytest.mark.parametrize(

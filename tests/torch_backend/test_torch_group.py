@@ -24,7 +24,7 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.training import Fitting, training_of
 from selfevo_jax.records import Pair
 from selfevo_jax.torch_backend.backend import TorchBackend
-from selfevo_jax.torch_backend.group import Group, choose_group, read_hostfile
+from selfevo_jax.torch_backend.group import CONFIGS, NAMES, Group, choose_group, read_hostfile
 from selfevo_jax.torch_backend.launch import WorkerError, commands, failure
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +68,17 @@ def test_every_gpu_gets_a_process():
     assert group.told().startswith("training: 8 processes (8 GPUs here), DeepSpeed with ")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="it is installed")
-def test_without_deepspeed_the_command_that_installs_it_is_named():
+@needs_deepspeed
+def test_a_configuration_of_ours_goes_by_its_name():
+    for name in NAMES:
+        group = choose_group({**NOTHING, "deepspeed": name}, {}, 1)
+        assert group.deepspeed == CONFIGS / f"{name}.json" and group.size == 1
+        assert group.stage == int(name[len("zero")])
+    assert {f"{name}.json" for name in NAMES} == {file.name for file in CONFIGS.iterdir()}
+
+
+def test_without_deepspeed_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"pip install 'selfevo_jax\[torch,deepspeed\]'"):
         choose_group(NOTHING, {}, 2)
 
@@ -113,7 +122,7 @@ def test_a_hostfile_that_does_not_serve_is_refused(text, message, tmp_path):
     [
         ({}, {"WORLD_SIZE": "2"}, "without torchrun"),
         ({"processes": -1}, {}, "torch.processes=-1"),
-        ({"deepspeed": "nowhere.json"}, {}, "nowhere.json.*third_party/deepspeed"),
+        ({"deepspeed": "nowhere.json"}, {}, "nowhere.json.*or zero2, .*zero3_offload"),
         ({"hostfile": "nowhere"}, {}, "hostfile nowhere does not exist"),
     ],
 )
@@ -156,18 +165,19 @@ def pairs(count: int, length: int = 3) -> list[Pair]:
 @pytest.mark.slow
 @needs_deepspeed
 def test_two_hosts_train_what_one_process_trains(tmp_path, programs, monkeypatch):
-    """`ssh` here runs the command on this machine: two agents of one process each."""
+    """`ssh` here runs the command on this machine: two agents of one process each, under ZeRO-3."""
     monkeypatch.setenv("SELFEVO_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "secret")
     programs("ssh", f'echo "$3" >> {tmp_path / "asked"}; echo "$4" >> {tmp_path / "lines"}; '
              'exec sh -c "$4"')  # fmt: skip
     (tmp_path / "hosts").write_text("localhost slots=1\n127.0.0.1 slots=1\n")
     base, losses, said_steps = Policy("base", None), {}, []
-    for setting, told in (
-        ("torch.processes=1", "training: 1 process (torch.processes=1)"),
-        (f"torch.hostfile={tmp_path / 'hosts'}", "1 process on each of 2 hosts"),
+    hosts = [f"torch.hostfile={tmp_path / 'hosts'}", "torch.deepspeed=zero3"]
+    for settings, told in (
+        (["torch.processes=1"], "training: 1 process (torch.processes=1)"),
+        (hosts, "1 process on each of 2 hosts"),
     ):
-        runs, said = backend(tmp_path, setting)
+        runs, said = backend(tmp_path, *settings)
         assert told in said.getvalue()
         training = training_of(runs.config, learn={"lr": 0.02, "micro_rows": 2})
         folder = tmp_path / f"fit{len(losses)}"

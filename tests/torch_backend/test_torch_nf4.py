@@ -1,5 +1,6 @@
 """A base that bitsandbytes packs in 4 bits, against the one that JAX packs."""
 
+import sys
 from dataclasses import replace
 
 import jax
@@ -49,6 +50,12 @@ def test_twenty_steps_on_a_packed_base_are_those_of_jax(base, pairs, tmp_path):
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted.trained):
         mine = dict(jax.tree_util.tree_leaves_with_path(found.trained))[path]
         np.testing.assert_allclose(mine, leaf, atol=1e-3, err_msg=str(path))
+
+
+def test_without_bitsandbytes_the_command_that_installs_it_is_named(base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"pip install 'selfevo_jax\[torch,nf4\]'"):
+        Decoder.from_tree(*base, Compute(), quant="nf4")
 
 
 def test_packed_kernels_are_not_trained(base, pairs, tmp_path):

@@ -35,6 +35,13 @@ FITS = {
 }
 
 
+def operations(folder):
+    """Of every step."""
+    return [
+        json.loads(line)["flops"] for line in (folder / "timings.jsonl").read_text().splitlines()
+    ]
+
+
 def differences(one, other):
     return jax.tree.leaves(
         jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), one, other)
@@ -58,6 +65,8 @@ def test_twenty_steps_are_those_of_jax(name, tiny, tiny_params, decoder, pairs, 
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
         for exact in ("lr", "tokens", "padding_share", "examples", "loss_tokens"):
             assert mine[exact] == theirs[exact], exact
+    counted = [operations(tmp_path / name) for name in ("jax", "torch")]
+    assert counted[0] == counted[1] and counted[0][0] > 0
     assert abs(found.metrics[0]["loss"] - found.metrics[-1]["loss"]) > 0.01
     assert max(differences(wanted.trained, found.trained)) < 1e-3
     assert found.adapter_shift == pytest.approx(wanted.adapter_shift, rel=1e-3)
@@ -180,6 +189,20 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(lora, decoder, pairs, t
     assert max(differences(whole.trained, again.trained)) == 0
     with pytest.raises(UserError, match=r"learn\.lr"):
         trainer.fit(pairs, fit[0], replace(settings, lr=2e-3), tmp_path / "cut")
+
+
+def test_a_damaged_checkpoint_is_refused(decoder, pairs, tmp_path):
+    trainer, fit = TorchTrainer(decoder, base_hash="tiny"), (Objective("dpo"), SHORT)
+    with pytest.raises(Killed):
+        trainer.fit(pairs, *fit, tmp_path, on_step=killed_at(6))
+    state = tmp_path / "checkpoints" / "00000004" / "state.safetensors"
+    data = state.read_bytes()
+    state.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match="is damaged"):
+        trainer.fit(pairs, *fit, tmp_path)
+    state.write_bytes(data)
+    trainer.fit(pairs, *fit, tmp_path)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 9
 
 
 def test_recomputing_layers_changes_nothing(tiny, tiny_params, decoder, pairs, tmp_path):

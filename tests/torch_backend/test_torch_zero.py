@@ -17,10 +17,12 @@ if importlib.util.find_spec("deepspeed") is None:
     pytest.skip("deepspeed is not installed: pip install 'selfevo_jax[deepspeed]'",
                 allow_module_level=True)  # fmt: skip
 
-JOBS = ("zero2:dpo", "zero2:sft", "zero3:dpo", "zero3:sft", "zero3:full", "zero2:bf16")
-MORE = ("zero2_offload:full", "zero3_offload:dpo", "zero3:remat", "zero3:bf16")
+JOBS = ("zero2:dpo", "zero2:sft", "zero3:dpo", "zero3:sft", "zero3:full", "zero2:bf16",
+        "zero3:divided")  # fmt: skip
+MORE = ("zero2_offload:full", "zero3_offload:divided", "zero3:remat", "zero3:bf16")
 # What they are compared with; bfloat16 with torch in one process, which rounds alike.
 WANTED = {"dpo": "jax:dpo", "sft": "jax:sft", "full": "jax:full", "remat": "jax:dpo",
+          "divided": "jax:divided",
           "bf16": "alone:bf16"}  # fmt: skip
 WORKER = Path(__file__).with_name("zero_worker.py")
 

@@ -8,7 +8,8 @@ answer is `DONE` with both exit codes; what they printed is in FOLDER/RANK.log.
 
 CONFIG is a file of third_party/deepspeed, or jax, or alone (torch without DeepSpeed): jobs that one
 of the two processes does by itself. FIT is dpo, sft, remat (dpo with recomputed layers), bf16 (dpo
-on a base in bfloat16) or full (sft of all parameters).
+on a base in bfloat16), full (sft of all parameters) or divided (dpo against an adapter, on a base
+that torch reads in parts).
 Process 0 writes FOLDER/CONFIG-FIT/trained.npz; with STEP it kills itself (SIGKILL) after the
 metrics of that step.
 """
@@ -33,13 +34,13 @@ from selfevo_jax.learn.protocol import FitSettings, Trainer
 from selfevo_jax.learn.trainer import JaxTrainer
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import init_params
-from selfevo_jax.models.lora import LoraConfig
+from selfevo_jax.models.lora import Adapter, LoraConfig, adapter, init_lora
 from selfevo_jax.parallel.rules import path_name
 from selfevo_jax.text.render import TokenExample, TokenSpan
 from selfevo_jax.torch_backend.group import zero_settings
 from selfevo_jax.torch_backend.model import Decoder
 from selfevo_jax.torch_backend.trainer import TorchTrainer
-from selfevo_jax.torch_backend.zero import join_group, make_zero
+from selfevo_jax.torch_backend.zero import join_group, make_divide, make_zero
 
 CONFIGS = Path(__file__).parents[2] / "third_party" / "deepspeed"
 TINY = ModelConfig(
@@ -56,6 +57,7 @@ FITS = {
     "sft": (Objective("sft"), LORA),
     "remat": (Objective("dpo"), LORA),
     "bf16": (Objective("dpo"), replace(LORA, lr=1e-3)),
+    "divided": (Objective("dpo"), LORA),
     "full": (Objective("sft"), replace(LORA, lora=None, lr=1e-3, weight_decay=0.1)),
 }
 
@@ -77,18 +79,31 @@ def pairs() -> list[TokenExample]:
     ]
 
 
+def reference() -> Adapter:
+    """An adapter that is not zero, other than the one that is trained."""
+    lora = LoraConfig(rank=2, targets=r"layers/attn/(q|v)_proj")
+    tree = init_lora(TINY, lora, jax.random.key(4))
+    return adapter(jax.tree.map(lambda leaf: leaf + 0.1, tree), lora)
+
+
 def trainer_of(config: str, fit: str) -> Trainer:
     """JAX's, or torch's: alone, or under DeepSpeed with a configuration."""
     compute = COMPUTE.get(fit, Compute())
     params = init_params(TINY, jax.random.key(1), compute.dtype)
     if config == "jax":
         return JaxTrainer(TINY, params, base_hash="tiny", compute=compute)
-    decoder = Decoder.from_tree(TINY, params, compute, "cpu")
     if config == "alone":
-        return TorchTrainer(decoder, base_hash="tiny")
+        return TorchTrainer(Decoder.from_tree(TINY, params, compute, "cpu"), base_hash="tiny")
     settings = zero_settings(CONFIGS / f"{config}.json")
     # Else so small parameters would never be divided.
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    divide = make_divide(settings) if fit == "divided" else None
+    decoder = Decoder.from_tree(TINY, params, compute, "cpu", divide=divide)
+    if fit == "divided":
+        held = sum(getattr(p, "ds_tensor", p).numel() for p in decoder.module.parameters())
+        whole = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert held == whole / torch.distributed.get_world_size(), (held, whole)
+        assert not any(p.numel() for p in decoder.module.parameters())
     return TorchTrainer(
         decoder,
         base_hash="tiny",
@@ -104,7 +119,10 @@ def one(config: str, fit: str, folder: Path, first: bool, last: int | None = Non
         if first and row["step"] == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    result = trainer_of(config, fit).fit(pairs(), *FITS[fit], folder, on_step=maybe_die)
+    result = trainer_of(config, fit).fit(
+        pairs(), *FITS[fit], folder, on_step=maybe_die,
+        reference=reference() if fit == "divided" else None,
+    )  # fmt: skip
     if first:
         leaves = jax.tree_util.tree_flatten_with_path(result.trained)[0]
         np.savez(folder / "trained.npz", **{path_name(path): leaf for path, leaf in leaves})
