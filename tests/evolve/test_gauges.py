@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from selfevo_jax.config import LEAST, MOST
 from selfevo_jax.errors import UserError
 from selfevo_jax.evolve import gauges
 from selfevo_jax.evolve.decisions import highest_standing
@@ -40,6 +41,7 @@ def test_every_gauge_by_hand():
     ]
     (row,) = gauges.gauge_row(rows, steps, "round_01")
     assert row.source_id == "round_01"
+    assert {*LEAST, *MOST} == row.values.keys() - {"policy", "n"}  # a limit for what is measured
     # 3 + 3 + 5 pairs of words, of which (to be), (be or), (or not), (be to) differ; the last reply
     # has three runs of four words, of which the third is the first again.
     assert row.values == {

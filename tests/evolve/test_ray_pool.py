@@ -2,14 +2,20 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.shards import shards_of
+from selfevo_jax.evolve.ray_pool import Pool
+from selfevo_jax.evolve.shards import PoolGenerator, shards_of
+
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.py"
 
 
 def test_shards_are_made_as_they_are_asked_for():
@@ -26,6 +32,56 @@ def test_shards_are_made_as_they_are_asked_for():
 def test_what_cannot_be_is_refused(mini, overrides, message):
     with pytest.raises(UserError, match=message):
         mini(*overrides)
+
+
+class Cluster:
+    """Stands for the module `ray`: writes down how it is joined and what actors need."""
+
+    def __init__(self) -> None:
+        self.asked: dict = {"actors": 0}
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **how) -> None:
+        self.asked |= how
+
+    def remote(self, **needs):
+        self.asked |= needs
+
+        def make(*given):
+            self.asked["actors"] += 1
+            return given
+
+        return lambda kind: SimpleNamespace(remote=make)
+
+
+FELT = {  # setting -> (another value, what Ray is then asked for that it was not)
+    "address": ("auto", {"address": "auto"}),
+    "actors": ("3", {"actors": 3}),
+    "cpus": ("2.0", {"num_cpus": 2.0}),
+    "gpus": ("0.5", {"num_gpus": 0.5}),
+    "tpus": ("4.0", {"resources": {"TPU": 4.0}}),
+    "shard": ("3", {"shards": [[0, 1, 2], [3, 4, 5], [6]]}),
+}
+
+
+def asked_of_ray(monkeypatch, *overrides: str) -> dict:
+    """Everything that Ray is asked for by a pool, and the shards that seven requests come in."""
+    config = load_config(f"{QUICKSTART}:tiny", overrides)
+    cluster, pool = Cluster(), SimpleNamespace(answers=lambda what, policy, shards: shards)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    Pool(config)
+    backend = SimpleNamespace(config=config, pool=pool)
+    return cluster.asked | {"shards": list(PoolGenerator(backend, None).score(range(7)))}
+
+
+def test_every_setting_of_the_pool_is_felt(monkeypatch):
+    plain = asked_of_ray(monkeypatch)
+    assert FELT.keys() == {*load_config(f"{QUICKSTART}:tiny").ray}
+    for name, (value, expected) in FELT.items():
+        asked = asked_of_ray(monkeypatch, f"ray.{name}={value}")
+        assert asked == plain | expected != plain, name
 
 
 def actors() -> list[int]:

@@ -33,13 +33,14 @@ from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.training import training_of
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.protocol import FitSettings
+from selfevo_jax.sample.protocol import Request, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 ELSEWHERE = {  # settings that a plan does not show -> (test file, what of them stands in it)
-    "track": ("report/test_track.py", "tracked("),
-    "compute.slots": ("sample/test_engine.py", "slots=7"),
-    "ray.*": ("evolve/test_ray_pool.py", '"ray.shard=16"'),
+    "track": ("security/test_secret_of_a_server.py", '"run/track/tensorboard/events.*"'),
+    "compute.slots": ("evolve/test_settings_matter.py", "def test_slots_reach_the_engine("),
+    "ray.*": ("evolve/test_ray_pool.py", "def test_every_setting_of_the_pool_is_felt("),
     "torch.processes": ("torch_backend/test_torch_group.py", '"torch.processes=1"'),
     "torch.deepspeed": ("torch_backend/test_torch_group.py", '"deepspeed"'),
     "torch.hostfile": ("torch_backend/test_torch_group.py", "read_hostfile"),
@@ -196,6 +197,20 @@ def test_a_setting_that_nothing_reads_is_found(rows, monkeypatch):
     known = verified.defaults()
     monkeypatch.setattr(verified, "defaults", lambda: known | {"extra": {"idle": 1}})
     assert idle("verified", ["extra.idle", "pair.per_prompt"], rows) == ["extra.idle"]
+
+
+def test_slots_reach_the_engine(rows):
+    """An engine with more of them takes more requests before its first answer."""
+
+    def taken(slots: int) -> int:
+        config = settings("verified", [f"compute.slots={slots}"])
+        backend = open_backend(config, Progress(Console(file=io.StringIO())))
+        ahead, asked = [], SamplingParams(2)
+        requests = (Request(f"{n}", "text", asked, seed=n) for n in range(200))
+        next(backend.model.generator(None).generate(ahead.append(r) or r for r in requests))
+        return len(ahead)
+
+    assert taken(8) < taken(32) < 200
 
 
 def test_what_a_plan_does_not_show_is_tested_where_it_is_said():

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -38,7 +39,10 @@ def test_the_card_is_what_the_hub_reads(changed_run):
     answers = (changed_run / "round_02/evaluate/records.jsonl").read_text().splitlines()
     share = sum(json.loads(line)["correct"] for line in answers) / 300
     assert f"{share:.1%}" in rows[2] and " to " in rows[2]
-    assert "selfevo run --config=configs/quickstart.py" in card.text
+    made = dict(re.findall(r"^\| ([A-Z][\w -]+) \| `+ ?(.*?) ?`+ \|$", card.text, re.M))
+    assert made["Method"] == "verified" and made["Started from"] == "round_01"
+    assert '"task": "rg:chain_sum"' in made["Data"] and '"max_terms": 3' in made["Data"]
+    assert made["Command"].startswith("selfevo run --config=configs/quickstart.py")
     assert "\nlicense: mit" not in card.text
 
 
@@ -56,6 +60,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.server.refuses:
             return self.answer(403, {"error": "no write access"})
         if self.path.endswith("/repos/create"):
+            self.server.asked.append(json.loads(body))
             return self.answer(200, {"url": f"{self.server.url}/me/tiny"})
         if self.path.endswith("/validate-yaml"):
             return self.answer(200, {"errors": [], "warnings": []})
@@ -88,7 +93,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.tokens, server.refuses = {}, [], False
+    server.files, server.tokens, server.asked, server.refuses = {}, [], [], False
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -113,6 +118,9 @@ def exported(tmp_path):
 def test_push_sends_the_export_and_nothing_else(hub, exported, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert cli.main(["push", str(exported), "--repo=me/tiny"]) == 0
+    assert cli.main(["push", str(exported), "--repo=me/tiny", "--private"]) == 0
+    assert [asked.get("visibility") == "private" for asked in hub.asked] == [False, True]
+    assert {(asked["name"], asked["organization"]) for asked in hub.asked} == {("tiny", "me")}
     assert set(hub.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     assert hub.files["README.md"] == b"README.md"
     assert set(hub.tokens) == {f"Bearer {TOKEN}"}

@@ -41,6 +41,22 @@ def test_addresses_that_a_key_must_not_go_to():
         assert CANARY not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
+def test_a_redirect_takes_no_key_to_another_server(serve, status):
+    asked, other = serve(lambda number: status), serve()
+
+    class Moved(faulty.Handler):
+        def answer(self, fault, reply):
+            self.send(int(fault), b"", {"Location": f"{other.url}/chat/completions"})
+
+    asked.RequestHandlerClass = Moved
+    generator = client(asked, key=Secret(CANARY))
+    with pytest.raises(UserError, match=f"status {status}"):
+        collect(generator.generate(asks(1)))
+    generator.close()
+    assert len(asked.headers) == 1 and other.headers == []
+
+
 def test_keys_come_from_the_environment_or_a_private_file(tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_KEY", f" {CANARY}\n")
     assert secret_from_environment("SOME_KEY").reveal() == CANARY

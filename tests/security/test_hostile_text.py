@@ -124,6 +124,21 @@ def test_a_mistake_that_quotes_a_file(tmp_path, capsys):
     assert not set("\x1b\x07\x9b\r\u202e") & set(said.out + said.err)
 
 
+def test_the_name_of_a_file_of_training_records(tmp_path, capsys):
+    """Of another's folder; it stands before every line that is told of it."""
+    row = {"question": " ".join(f"word{n}" for n in range(20)), "answer": "#### 1"}
+    (tmp_path / "gsm8k").mkdir()
+    for part in ("train", "test"):
+        jsonl(tmp_path / f"gsm8k/{part}.jsonl", [row])
+    name = DRIVING + MARKUP.replace("/", "")
+    file = jsonl(tmp_path / name, [{"prompt": row["question"], "completion": "1"}])
+    ask = ["eval", "--tasks=gsm8k", f"--data={tmp_path}", f"--contamination={file}"]
+    assert cli.main(ask) == 0 and cli.main(["data", "check", file]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\\x1b[2J\\x07\\u202eg") == 2
+    assert not set("\x1b\x07\x9b\r\u202e\u202c\u200b") & set(said)
+
+
 # ---- spreadsheets
 
 

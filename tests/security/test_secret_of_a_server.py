@@ -59,6 +59,7 @@ def test_a_key_reaches_its_server_and_no_file_log_page_or_export(serve, planted,
     assert cli.main(["report", str(planted / "run")]) == 0
     assert cli.main(["env"]) == 0
     assert model in json.dumps(json.loads((planted / "run/config.json").read_text()))
+    assert list(planted.glob("run/track/tensorboard/events.*"))  # else nothing was looked through
     assert len(list(planted.rglob("*"))) > 60 and holding(planted) == []
     said = capsys.readouterr()
     told = [said.out, said.err, *(record.getMessage() for record in caplog.records)]

@@ -1,13 +1,15 @@
 """The launch script of vLLM: the command that it would run, and what it refuses."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "third_party" / "vllm" / "serve.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "third_party" / "vllm" / "serve.sh"
 
 
 def serve(*words: str, **settings: str) -> subprocess.CompletedProcess:
@@ -26,6 +28,23 @@ def test_adapters_are_served_at_the_largest_of_their_ranks(tmp_path):
     assert command[command.index("--tensor-parallel-size") + 1] == "2"
     assert command[-2:] == adapters
     assert "--enable-lora" not in serve("org/model").stdout
+
+
+def test_the_page_s_command_starts_the_server(tmp_path):
+    """As it stands there; the `vllm` of the reader's home writes its words down."""
+    page = SCRIPT.with_name("README.md").read_text()
+    (command,) = re.findall(r"^PATH=.*serve\.sh .*$", page, re.M)
+    program = tmp_path / "vllm/bin/vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$VLLM_NO_USAGE_STATS $*"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model = command.split()[-1]
+    assert done.stdout.startswith(f"1 serve {model} --host 127.0.0.1 --port 8000 ")
 
 
 @pytest.mark.parametrize(
