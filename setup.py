@@ -87,6 +87,8 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
 
 TRACK = ["tensorboard>=2.18,<3", "wandb>=0.20,<0.40"]
 
+RAY = ["ray>=2.50,<3"]
+
 AUDIT = ["pip-audit>=2.8,<3", "pip-licenses>=5,<6"]
 
 TEST = [
@@ -94,6 +96,7 @@ TEST = [
     *GCS,
     "gcp-storage-emulator>=2024.8.3,<2028",
     *TRACK,
+    *RAY,
     "hypothesis>=6.100,<7",
     "mypy>=1.15,<3",
     "openai>=2,<4",  # the official client against our server
@@ -126,7 +129,7 @@ EXTRAS = {
     "gcs": GCS,
     "tfds": TFDS,
     "track": TRACK,
-    "ray": ["ray>=2.50,<3"],
+    "ray": RAY,
     "test": TEST,
     "parity": PARITY,
     "docs": DOCS,

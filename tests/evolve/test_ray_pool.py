@@ -12,8 +12,9 @@ import pytest
 
 from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
-from selfevo_jax.evolve.ray_pool import Pool
-from selfevo_jax.evolve.shards import PoolGenerator, shards_of
+from selfevo_jax.evolve.policy import Policy
+from selfevo_jax.evolve.ray_pool import Pool, RayBackend
+from selfevo_jax.evolve.shards import shards_of
 
 QUICKSTART = Path(__file__).parents[2] / "configs/quickstart.py"
 
@@ -72,8 +73,8 @@ def asked_of_ray(monkeypatch, *overrides: str) -> dict:
     cluster, pool = Cluster(), SimpleNamespace(answers=lambda what, policy, shards: shards)
     monkeypatch.setitem(sys.modules, "ray", cluster)
     Pool(config)
-    backend = SimpleNamespace(config=config, pool=pool)
-    return cluster.asked | {"shards": list(PoolGenerator(backend, None).score(range(7)))}
+    made = RayBackend.generator(SimpleNamespace(config=config, pool=pool), Policy("base", None))
+    return cluster.asked | {"shards": list(made.score(range(7)))}
 
 
 def test_every_setting_of_the_pool_is_felt(monkeypatch):
