@@ -1,6 +1,7 @@
 """Two real processes give what one gives; a lost one is named, and the run goes on without it."""
 
 import shutil
+import signal
 import socket
 import time
 
@@ -69,6 +70,19 @@ def test_a_lost_host_is_named_and_the_run_goes_on(run, alone, tmp_path):
     shutil.copytree(two.workdir, tmp_path / "copy")
     same(run(two.workdir, 1, 8).finish(), alone)
     same(run(tmp_path / "copy", 4, 2).finish(), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [f"{TRAIN}/checkpoints/2", "round_01/sample/*.part.jsonl"])
+def test_a_host_that_hangs_is_named_as_one_that_is_lost(run, tmp_path, moment):
+    """Host 1 stands still, in a step that both work on and where each works for itself."""
+    two = run(tmp_path / "run", 2, 4)
+    two.until(moment)
+    stopped = time.monotonic()
+    two.processes[1].send_signal(signal.SIGSTOP)
+    assert two.processes[0].wait(60) == LOST
+    assert time.monotonic() - stopped < 60
+    assert f"lost host 1 ({socket.gethostname()})" in two.said(0).read_text()
 
 
 @pytest.mark.slow
