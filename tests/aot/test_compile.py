@@ -223,9 +223,9 @@ PARAMETERS = {"open_llama_7b": 6.74e9, "open_llama_13b": 13.02e9, "llama3_8b": 8
 def test_the_shared_part_falls_with_the_chips():
     """4 times the chips: what a chip keeps of a large model's training comes near a quarter."""
     cells = json.loads((Path(__file__).parents[2] / "docs/pods_table.json").read_text())
-    for model, parameters in PARAMETERS.items():
+    for model, count in PARAMETERS.items():
         for step in ("sft_lora", "dpo_lora"):
             small, large = (cells[f"{model} {step} {name}"] for name in ("v4-8", "v4-32"))
-            weights = 2 * parameters  # bytes of the base in bfloat16
+            weights = 2 * count  # bytes of the base in bfloat16
             fewer = small["hbm_bytes_per_chip"] - large["hbm_bytes_per_chip"]
             assert fewer > 0.9 * (weights / 4 - weights / 16)
