@@ -128,13 +128,16 @@ def slurm_hosts(nodes: str) -> tuple[str, ...]:
 
 def zero_settings(path: Path) -> dict[str, Any]:
     """A DeepSpeed configuration file. Raises UserError for what a run cannot use."""
+    wanted = f"--config.torch.deepspeed takes a file of DeepSpeed's, or {', '.join(NAMES)}"
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: {wanted}")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         stage = settings["zero_optimization"]["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a DeepSpeed configuration with a zero_optimization.stage "
-            f"({error!r}): --config.torch.deepspeed takes such a file, or {', '.join(NAMES)}"
+            f"{path} is not a DeepSpeed configuration with a zero_optimization.stage ({error!r}): "
+            + wanted
         ) from error
     if stage not in (2, 3):
         raise UserError(f"{path}: zero_optimization.stage is {stage!r}; use 2 or 3")
