@@ -106,6 +106,7 @@ TEST = [
     "pytest-xdist>=3.6,<4",
     "ruff>=0.14,<0.18",
     "selenium>=4.30,<5",  # drives Chromium over the run's page
+    "selenium-axe-python>=2.2,<3",  # brings axe-core, which looks for what shuts readers out
     "setuptools>=77,<90",  # the packaging test builds a wheel
     *(f"{requirement}; {OLD}" for requirement in DEEPSPEED),
     f"xllamacpp>=2026,<2027; {OLD}",  # llama.cpp, which must read our GGUF files

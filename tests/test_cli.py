@@ -71,17 +71,6 @@ def test_usage_names_what_must_be_given():
     assert usage["sample"] == f"usage: selfevo sample --model SOURCE {one_of} [OPTION ...]"
 
 
-def test_bash_completes_commands_and_options(capsys):
-    """A real bash, asked as it asks itself when a person presses Tab."""
-    assert cli.main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    ask = "COMP_WORDS=(selfevo {0}); COMP_CWORD={1}; _shtab_selfevo; echo ${{COMPREPLY[@]}}"
-    for words, expected in (("ex", "export"), ("export --fo", "--format")):
-        command = script + "\n" + ask.format(words, len(words.split()))
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-        assert done.stdout.split() == [expected]
-
-
 def test_help_loads_no_jax():
     code = (
         "import sys; from selfevo_jax import cli; cli.parser().format_help(); "

@@ -58,14 +58,14 @@ def _body(comparison: Comparison) -> Iterator[str]:
         if contests:
             yield f"<section><h2>Against each other, {where}</h2><p class='note'>On the questions "
             yield "that both answered; p by McNemar's exact test, and corrected for all tests of "
-            yield f"the table (Holm).</p>{_contests(contests)}</section>"
+            yield f"the table (Holm).</p>{_contests(where, contests)}</section>"
     for first, second in comparison.apart:
         yield f"<p>Not comparable: {escape(first)} and {escape(second)} answered different "
         yield "questions.</p>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML; the first of a row is its name."""
+def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML; the first of a row is its name. The caption is spoken, not seen."""
     head = "".join(f"<th scope='col'>{escape(text)}</th>" for text in heads)
     body = "".join(
         f"<tr><th scope='row'>{row[0]}</th>"
@@ -73,7 +73,8 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+    spoken = f"role='region' aria-label='{escape(caption)}' tabindex='0'"
+    return f"<div class='scroll' {spoken}><table><tr>{head}</tr>{body}</table></div>"
 
 
 def _standings(standings: Sequence[Standing]) -> str:
@@ -81,7 +82,7 @@ def _standings(standings: Sequence[Standing]) -> str:
         (f"{_key(number)}{escape(standing.line.label)}", *map(escape, cells(standing)))
         for number, standing in enumerate(standings)
     ]
-    return _table(("run", *HEADS), rows)
+    return _table("Results", ("run", *HEADS), rows)
 
 
 def cells(standing: Standing) -> tuple[str, ...]:
@@ -112,7 +113,7 @@ def lacking(comparison: Comparison) -> list[str]:
     ]
 
 
-def _contests(contests: Sequence[Contest]) -> str:
+def _contests(where: str, contests: Sequence[Contest]) -> str:
     rows = [
         (
             f"{escape(c.second)} over {escape(c.first)}", f"{c.difference.n}", f"{c.differing}",
@@ -122,8 +123,16 @@ def _contests(contests: Sequence[Contest]) -> str:
         )
         for c in contests
     ]  # fmt: skip
-    heads = ("", "n", "not shared", "difference, points", "interval", "p", "p, corrected")
-    return _table(heads, rows)
+    heads = (
+        "run over run",
+        "n",
+        "not shared",
+        "difference, points",
+        "interval",
+        "p",
+        "p, corrected",
+    )
+    return _table(f"Against each other, {where}", heads, rows)
 
 
 def points(share: float) -> str:

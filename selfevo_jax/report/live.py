@@ -6,20 +6,17 @@ under another host's name (DNS rebinding) is refused.
 """
 
 import hashlib
-import html
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.report.page import build_page
+from selfevo_jax.report.page import FOLLOWING, LIVE_SCRIPTS, build_page, rendered
 
 HOST = "127.0.0.1"
 FILES = ("config.json", "run.json", "round_*/*/*.json*")
-WAITING = """<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="2">
-<title>selfevo: waiting</title><p>{reason}</p><p>This page looks again every two seconds.</p>
-"""
+WAITING_SCRIPTS = ("base.js", "shell.js", "waiting.js", *LIVE_SCRIPTS)
 
 
 def version_of(workdir: Path) -> str:
@@ -67,10 +64,20 @@ class LiveServer(ThreadingHTTPServer):
                 try:
                     self._made = version, build_page(self.workdir, live=version)
                 except UserError as error:
-                    return WAITING.format(reason=html.escape(str(error)))
+                    return self._waiting(version, str(error))
                 except FileNotFoundError:  # a stage was set aside while it was read
-                    return WAITING.format(reason="The run is making a stage anew.")
+                    return self._waiting(version, "The run is making a stage anew.")
             return self._made[1]
+
+    def _waiting(self, version: str, reason: str) -> str:
+        """What stands in for the page; it asks for the page itself when a file changed."""
+        data = {
+            "name": self.workdir.resolve().name,
+            "reason": reason,
+            "version": version,
+            "footer": "Served by selfevo report --live to this machine alone.",
+        }
+        return rendered(data, WAITING_SCRIPTS, reason, FOLLOWING)
 
 
 class _Handler(BaseHTTPRequestHandler):

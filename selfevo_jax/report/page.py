@@ -30,6 +30,7 @@ SCRIPTS = (
     "base.js", "shell.js", "charts.js", "browser.js", "lineage.js", "records.js", "page.js",
 )  # fmt: skip
 LIVE_SCRIPTS = ("live.js",)
+FOLLOWING = "; connect-src 'self'"  # what a page that follows a run may do besides
 SHOWN = (
     "rounds tested gains concluded totals cost stages trainings tables gauges accepted overlap"
 ).split()  # of the summary
@@ -50,7 +51,7 @@ def build_page(workdir: str | Path, live: str = "") -> str:
     """
     data = page_data(RunFolder(workdir), summarise(workdir)) | {"version": live}
     scripts = (*SCRIPTS, *LIVE_SCRIPTS) if live else SCRIPTS
-    return rendered(data, scripts, _plain(data), "; connect-src 'self'" if live else "")
+    return rendered(data, scripts, _plain(data), FOLLOWING if live else "")
 
 
 def rendered(data: Mapping[str, Any], scripts: Sequence[str], plain: str, allowed: str = "") -> str:

@@ -61,7 +61,7 @@ def test_a_run_that_has_nothing_yet_is_waited_for(server, workdir):
     shutil.rmtree(workdir)
     workdir.mkdir()
     status, page = get(server)
-    assert status == 200 and "holds no run" in page and 'http-equiv="refresh"' in page
+    assert status == 200 and "holds no run" in page and '"version":"' in page
 
 
 def test_a_line_that_is_being_written_is_not_damage(server, workdir):
@@ -104,7 +104,8 @@ def test_a_stage_that_is_set_aside_while_it_is_read_stops_nothing(server, workdi
 
     monkeypatch.setattr(live, "build_page", racing)
     status, page = get(server)
-    assert status == 200 and 'http-equiv="refresh"' in page
+    assert status == 200 and "making a stage anew" in page
+    assert f'"version":"{get(server, "/version")[1]}"' not in page  # so that it looks again
     assert "Accuracy" in get(server)[1]
 
 

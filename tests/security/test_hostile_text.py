@@ -1,6 +1,6 @@
 """Text that others wrote, wherever it is shown: it drives no terminal, is no markup, no formula.
 
-The pages are looked at in a browser: tests/report/test_page_in_chromium.py.
+The pages are looked at in a browser: tests/report/browser/test_hostile.py.
 """
 
 import csv

@@ -1,4 +1,8 @@
 // The page of an evaluation: its figures, and every question with what became of it.
+function overview() {
+  MAIN.append(make("section", {"aria-labelledby": "overview-title"}, make("h1", {id: "overview-title"}, "Evaluation of ", DATA.name)));
+}
+
 function figures() {
   const heads = ["Task", "Reading", "Metric"].map((name) => ({name})).concat(
     ["n", "Value", "95 % interval", "Standard error", "Answer found"].map((name) => ({name, number: true})));
@@ -54,4 +58,4 @@ function detail(row) {
     row.before ? make("div", {class: "sides"}, reply(row.before, "Before", side(runs, "old", "del")), after) : after];
 }
 
-present("evaluation", [figures, items]);
+present("evaluation", [overview, figures, items]);

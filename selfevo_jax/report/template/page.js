@@ -255,7 +255,7 @@ function repeat() {
   const facts = (rows, caption) => make("table", {class: "facts-table"}, make("caption", {class: "hidden"}, caption),
     make("tbody", {}, rows.map(([key, value]) => make("tr", {}, make("th", {scope: "row"}, key), make("td", {}, value)))));
   section("repeat", "Repeat this run",
-    DATA.command ? make("div", {class: "panel command"}, make("pre", {tabindex: 0, "aria-label": "Command"}, DATA.command), copy, copied)
+    DATA.command ? make("div", {class: "panel command"}, make("pre", {tabindex: 0, role: "region", "aria-label": "Command"}, DATA.command), copy, copied)
       : make("p", {class: "note"}, "The run's folder names no command."),
     make("details", {}, make("summary", {}, "Environment"), facts(DATA.environment, "Environment")),
     make("details", {}, make("summary", {}, "Settings"), facts(DATA.settings, "Settings")));
