@@ -63,7 +63,7 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
 
 
 def test_an_unknown_kind_is_refused_before_anything_runs(mini):
-    with pytest.raises(UserError, match="compute.quant 'nf5' is unknown; use none or nf4 or int8"):
+    with pytest.raises(UserError, match="compute.quant 'nf5' is unknown; .* nf4 or int8 or fp8"):
         mini("compute.quant=nf5")
     assert not (mini.workdir / "config.json").exists()
 
@@ -73,7 +73,7 @@ def test_the_plan_counts_the_small_kernels():
     49152 x 576; four bits and a byte of scale for every 64 values, in projections alone."""
     layers, table = 30 * 576 * 6144, 49152 * 576
     others = {"slots": 1, "max_length": 1, "train_tokens": 1, "rank": 1, "remat": "none"}
-    for kind, bits in (("int8", 8), ("nf4", 4 + 8 / 64)):
+    for kind, bits in (("int8", 8), ("fp8", 8), ("nf4", 4 + 8 / 64)):
         memory = expected_memory(
             preset("smollm2_135m"), value_bytes=2, kernel_bytes=BYTES[kind], **others
         )
