@@ -1,4 +1,4 @@
-"""QLoRA in a run: the base in four bits from sampling to training, and an export that is exact."""
+"""A run on a base in 4 or 8 bits, from sampling to training, and an export that is exact."""
 
 import json
 
@@ -14,7 +14,7 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import random_model
 from selfevo_jax.models.lora import adapter, merge_lora
 from selfevo_jax.models.presets import preset
-from selfevo_jax.models.quantize import BYTES, Quantized, dequantize, quantize_base
+from selfevo_jax.models.quantize import BYTES, Stored, dequantize, quantize_base
 from selfevo_jax.weights.model_files import open_model
 from selfevo_jax.weights.peft import load_peft, read_origin
 
@@ -28,10 +28,11 @@ def states(said):
 
 
 @pytest.mark.slow
-def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
-    """The fit starts at its reference, the model that is written is the base's four-bit values
+@pytest.mark.parametrize("kind", ["nf4", "fp8"])
+def test_a_run_on_few_bits_with_bfloat16_compute(mini, tmp_path, kind):
+    """The fit starts at its reference, the model that is written is the base's stored values
     with the adapter added, and without `quant` every stage that computes is another one."""
-    mini("compute.quant=nf4", "compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
+    mini(f"compute.quant={kind}", "compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
     rows = (mini.workdir / "round_01/train/metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2 and json.loads(rows[0])["loss"] == pytest.approx(np.log(2), abs=1e-3)
 
@@ -47,15 +48,15 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
     files = open_model(random_model(MODEL))
     tree, lora = load_peft(mini.workdir / "round_01/train/adapter", files.config)
     base = jax.tree.map(
-        lambda leaf: dequantize(leaf) if isinstance(leaf, Quantized) else leaf,
-        quantize_base(files.load(), "nf4"),
-        is_leaf=lambda leaf: isinstance(leaf, Quantized),
+        lambda leaf: dequantize(leaf) if isinstance(leaf, Stored) else leaf,
+        quantize_base(files.load(), kind),
+        is_leaf=lambda leaf: isinstance(leaf, Stored),
     )
     kernel = merge_lora(base, adapter(tree, lora))["layers"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_allclose(merged["model.layers.1.mlp.up_proj.weight"], kernel[1].T, atol=1e-6)
 
     again = ("compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
-    same = states(mini("compute.quant=nf4", *again, dry_run=True))
+    same = states(mini(f"compute.quant={kind}", *again, dry_run=True))
     other = states(mini(*again, dry_run=True))
     assert set(same.values()) == {"done"}
     assert other["round_01/prompts"] == "done"
