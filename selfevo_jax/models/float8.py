@@ -1,14 +1,16 @@
 """A frozen kernel in 8-bit floats, and products that are computed in them: e4m3 for weights and
 activations, e5m2 for the gradient on its way back (Micikevicius et al., 2022, arXiv:2209.05433).
 
-    y  = (X W') * s_row * s_output     X = e4m3(x / s_row),  s_row = max |row of x| / 448
-    dx = (G W)  * t_row                G = e5m2(g / t_row),  g = dy * s_output,  t_row likewise
+    y  = (X W^T) * s_row * s_output    X = e4m3(x / s_row),  s_row = max |row of x| / 448
+    dx = (G W) * t_row                 G = e5m2(g / t_row),  g = dy * s_output,  t_row by 57344
 
-A row has one scale and an output has one (Dubey et al., 2024, arXiv:2407.21783, section 6.2), so
-that both stand outside the sum. What is left is a plain product of two float8 arrays, which XLA's
-GemmRewriter hands to cuBLASLt from Ada and Hopper on, with sizes padded to multiples of 16; other
-devices widen both sides first. cuBLASLt wants the summed axis last on both sides: so lies the
-kernel, [out, in], for the forward pass, and XLA turns it for the backward pass.
+W is stored: e4m3 of the kernel, each output divided by its own scale. A row has one scale and an
+output has one (Dubey et al., 2024, arXiv:2407.21783, section 6.2), so that both stand outside the
+sum. What is left is a plain product of two float8 arrays, which XLA's GemmRewriter hands to
+cuBLASLt from Ada and Hopper on, with sizes padded to multiples of 16; other devices widen both
+sides first. cuBLASLt wants the summed axis last on both sides: so lies the kernel, [out, in], for
+the forward pass, and XLA turns it for the backward pass. At JAX's default precision cuBLASLt may
+add 8-bit products up with fewer bits than float32 has.
 """
 
 from __future__ import annotations
@@ -73,6 +75,6 @@ apply_float8.defvjp(_forward, _backward)
 
 
 def _product(left: jax.Array, kernel_oi: jax.Array, axis: int, dtype: Any) -> jax.Array:
-    """Sums over the last axis of `left` and this one of the kernel, added up in float32."""
+    """Sums over the last axis of `left` and this one of the kernel."""
     dimensions = (((left.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(left, kernel_oi, dimensions, preferred_element_type=dtype)
