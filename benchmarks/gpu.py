@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                      # LLaMA-3-8B shapes, within nine minutes
     python benchmarks/gpu.py --preset tiny        # the same on any machine, in a few minutes
+    python benchmarks/gpu.py --cases fp8          # a base in 8-bit floats beside bfloat16, in JAX
 
 Random weights, no network. Each side is a process of its own that holds its weights; for every
 case both warm up, then take turns, so that both see the same card at the same clock. Each side
@@ -9,8 +10,9 @@ has its best settings (`gpu_jax.py`, `gpu_torch.py`). Prints a table and, last, 
 
 The same useful work is divided by each side's seconds: floating-point operations of real tokens,
 shared prompts counted once (`models/flops.py`), and for decoding the bytes of all weights and of
-the rows' caches. MFU is of the data sheet's bf16 peak; the other shares are of what the card was
-measured to do here: a large matrix product, and a copy in its memory.
+the rows' caches. MFU is of the data sheet's bf16 peak, also where products are of 8-bit floats; the
+other shares are of what the card was measured to do here: a large matrix product, and a copy in its
+memory.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SIDES = ("jax", "torch")
+FP8 = "_fp8"  # ends the names of cases and of their side with `compute.quant=fp8`
 RANK = 16
 
 
@@ -52,7 +54,13 @@ class Sizes:
     def cases(self) -> tuple[str, ...]:
         """In the order of interest."""
         decode = tuple(f"decode_{batch}" for batch in self.batches)
-        return ("rates", "sft", "dpo", "prefill", *decode)
+        return ("rates", "sft", "dpo", "prefill", *decode, *self.fp8_cases)
+
+    @property
+    def fp8_cases(self) -> tuple[str, ...]:
+        """Those that say where 8-bit floats pay."""
+        decode = (f"decode_{batch}" for batch in self.batches)
+        return tuple(f"{case}{FP8}" for case in ("sft", "prefill", *decode))
 
 
 PRESETS = {
@@ -72,30 +80,39 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="llama3_8b")
     parser.add_argument("--seconds", type=float, default=540, help="begin no case after this")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--cases", help="some of them, such as sft,decode_1")
+    parser.add_argument("--cases", help="some of them, such as sft,decode_1; fp8: all with 8 bits")
     options = parser.parse_args()
     sizes, begun = PRESETS[options.preset], time.monotonic()
     wanted = options.cases.split(",") if options.cases else sizes.cases
+    if wanted == ["fp8"]:
+        wanted = ["rates", *sizes.fp8_cases]
     if unknown := set(wanted) - set(sizes.cases):
         parser.error(f"unknown cases {sorted(unknown)}; there are {', '.join(sizes.cases)}")
     answers, skipped = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        workers = {side: start(side, options.preset, Path(folder)) for side in SIDES}
-        for case in wanted:
+        workers: dict[str, subprocess.Popen] = {}
+        for place, case in enumerate(wanted):
             if time.monotonic() - begun > options.seconds:
                 skipped.append(case)
                 continue
-            answers[case] = take_turns(workers, case, options.rounds)
+            end(workers, {side for later in wanted[place:] for side in sides_of(later)})
+            for side in sides_of(case):
+                workers[side] = workers.get(side) or start(side, options.preset, Path(folder))
+            taking = {side: workers[side] for side in sides_of(case)}
+            answers[case] = take_turns(taking, case.removesuffix(FP8), options.rounds)
             print(f"{case}: {json.dumps(answers[case])}", flush=True)
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+        end(workers, set())
     result = figures(answers, sizes)
     print_table(result["cases"])
     about = {"skipped": skipped, "versions": versions(), "commit": commit()}
     seconds = round(time.monotonic() - begun)
     print(json.dumps({"benchmark": "gpu", "preset": options.preset, **result, **about,
                       "seconds": seconds}))  # fmt: skip
+
+
+def sides_of(case: str) -> tuple[str, str]:
+    """Whose turns a case is: of the one compared with, and of the one that is asked about."""
+    return ("jax", f"jax{FP8}") if case.endswith(FP8) else ("torch", "jax")
 
 
 def start(side: str, preset: str, folder: Path) -> subprocess.Popen:
@@ -107,10 +124,19 @@ def start(side: str, preset: str, folder: Path) -> subprocess.Popen:
     if side == "torch":
         environment |= {"JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
     log = (folder / f"{side}.log").open("w")
+    library, *quant = side.split("_")
     return subprocess.Popen(
-        [sys.executable, HERE / f"gpu_{side}.py", preset],
+        [sys.executable, HERE / f"gpu_{library}.py", preset, *quant],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
     )  # fmt: skip
+
+
+def end(workers: dict[str, subprocess.Popen], needed: set[str]) -> None:
+    """Ends all others, whose weights would lie on the card for nothing."""
+    for side in workers.keys() - needed:
+        worker = workers.pop(side)
+        worker.stdin.close()
+        worker.wait()
 
 
 def take_turns(workers: dict[str, subprocess.Popen], case: str, rounds: int) -> dict[str, dict]:
@@ -192,24 +218,27 @@ def figures(answers: dict[str, dict], sizes: Sizes) -> dict:
     cases = {}
     for case in (name for name in answers if name != "rates"):
         cases[case] = {
-            side: said if "failed" in said else shares(case, said["seconds"], sizes, rates, peak)
+            side: said if "failed" in said else
+            shares(case, side, said["seconds"], sizes, rates, peak)
             for side, said in answers[case].items()
-        }
-        if all("seconds" in cases[case][side] for side in SIDES):
-            seconds = [cases[case][side]["seconds"] for side in ("torch", "jax")]
-            cases[case]["ratio"] = round(seconds[0] / seconds[1], 3)
+        }  # fmt: skip
+        if all("seconds" in cases[case][side] for side in sides_of(case)):
+            other, ours = (cases[case][side]["seconds"] for side in sides_of(case))
+            cases[case]["ratio"] = round(other / ours, 3)
     return {"rates": rates, "sheet_tflops": None if peak is None else peak / 1e12, "cases": cases}
 
 
-def shares(case: str, seconds: float, sizes: Sizes, rates: dict, peak: float | None) -> dict:
+def shares(
+    case: str, side: str, seconds: float, sizes: Sizes, rates: dict, peak: float | None
+) -> dict:
     """Tokens and operations per second of a case, and what share of the card that is."""
-    kind, _, batch = case.partition("_")
+    kind, _, batch = case.removesuffix(FP8).partition("_")
     found = {"seconds": seconds}
     best = {name: max((r.get(name, 0) for r in rates.values()), default=0) for name in
             ("matmul_flops", "copy_bytes")}  # fmt: skip
     if kind == "decode":
         count = sizes.steps[1] - sizes.steps[0]
-        moved = decode_bytes(sizes, int(batch)) * count / seconds
+        moved = decode_bytes(sizes, int(batch), side) * count / seconds
         found["tokens_per_s"] = int(batch) * count / seconds
         return found | ({"bandwidth": moved / best["copy_bytes"]} if best["copy_bytes"] else {})
     tokens, flops = work(kind, sizes)
@@ -242,17 +271,18 @@ def work(kind: str, sizes: Sizes) -> tuple[float, float]:
     return tokens, flops
 
 
-def decode_bytes(sizes: Sizes, batch: int) -> float:
+def decode_bytes(sizes: Sizes, batch: int, side: str = "jax") -> float:
     """Bytes that one token of every row must read: all kernels, and the rows' keys and values."""
     from selfevo_jax.models.presets import preset
 
     config, width = preset(sizes.model), 2 if sizes.dtype == "bfloat16" else 4
     inner = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     layer = config.hidden_size * (inner + 3 * config.intermediate_size)
-    kernels = config.num_layers * layer + config.hidden_size * config.vocab_size
+    layers, head = config.num_layers * layer, config.hidden_size * config.vocab_size
+    kernels = layers * (1 if side.endswith(FP8) else width) + head * width
     context = sizes.context + sum(sizes.steps) / 2
     cache = batch * context * config.num_layers * 2 * config.num_kv_heads * config.head_dim
-    return (kernels + cache) * width
+    return kernels + cache * width
 
 
 def sheet_peak(rates: dict[str, dict]) -> float | None:
@@ -267,13 +297,14 @@ def sheet_peak(rates: dict[str, dict]) -> float | None:
 def print_table(cases: dict[str, dict]) -> None:
     """One line for each case and side."""
     columns = ("seconds", "tokens_per_s", "tflops", "mfu", "of_matmul", "bandwidth")
-    print(f"{'case':12}{'side':8}" + "".join(f"{name:>14}" for name in columns))
+    print(f"{'case':16}{'side':8}" + "".join(f"{name:>14}" for name in columns))
     for case, sides in cases.items():
-        for side in SIDES:
+        for side in sides_of(case):
             said = sides.get(side, {})
             cells = "".join(f"{said[n]:14.4g}" if n in said else f"{'-':>14}" for n in columns)
-            print(f"{case:12}{side:8}{cells}  {said.get('failed', '')}")
-        print(f"{case:12}ours is {sides['ratio']} x as fast" if "ratio" in sides else "")
+            print(f"{case:16}{side:8}{cells}  {said.get('failed', '')}")
+        ours = sides_of(case)[1]
+        print(f"{case:16}{ours} is {sides['ratio']} x as fast" if "ratio" in sides else "")
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Our side of `gpu.py`: the trainer's own steps and the engine, on JAX's first device."""
+"""Our side of `gpu.py`: the trainer's own steps and the engine, on JAX's first device. A second
+argument is `compute.quant`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from selfevo_jax.models.config import Compute
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
+from selfevo_jax.models.quantize import quantize_base
 from selfevo_jax.parallel.mesh import make_mesh
 from selfevo_jax.sample.engine import JaxGenerator
 from selfevo_jax.sample.protocol import Request, SamplingParams
@@ -31,6 +33,8 @@ SIZES = gpu.PRESETS[sys.argv[1]]
 CONFIG, DTYPE = preset(SIZES.model), jnp.dtype(SIZES.dtype)
 DEVICE = jax.local_devices()[0]
 PARAMS = jax.jit(lambda key: init_params(CONFIG, key, DTYPE))(jax.random.key(0))
+if sys.argv[2:]:
+    PARAMS = quantize_base(PARAMS, *sys.argv[2:])
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -83,7 +87,8 @@ def train(objective: str) -> None:
         trained, state, norm = steps.update(trained, state, grads, 1e-5)
         return norm
 
-    step()
+    for _ in range(2):  # what the second is given has been placed by the first: compiled again
+        jax.block_until_ready(step())
     gpu.answer()
     while gpu.my_turn():
         gpu.answer(seconds=timed(step))

@@ -123,7 +123,7 @@ def _what_computes() -> dict[str, Any]:
         "compute": {
             "dtype": "float32",  # of activations and weights: float32 | bfloat16
             "remat": "dots",  # what the backward pass keeps: none | dots | full
-            "quant": "none",  # how the frozen base is stored: none | int8 | nf4 (QLoRA)
+            "quant": "none",  # how the frozen base is stored: none | int8 | nf4 (QLoRA) | fp8
             "mesh": "1,-1,1",  # data,fsdp,tensor[,sequence]
             "slots": 32,  # sequences decoded at a time
             "max_length": 1024,  # tokens of a prompt and its completion together

@@ -28,6 +28,11 @@ def test_the_bytes_of_a_decoded_token_are_those_of_the_published_model(gpu):
     cache = (512 + 48) * 131_072  # 128 KiB a token in bfloat16
     assert gpu.decode_bytes(sizes, 1) == pytest.approx(weights + cache, rel=1e-3)
     assert gpu.decode_bytes(sizes, 257) - gpu.decode_bytes(sizes, 1) == 256 * cache
+    # In 8-bit floats a byte for each number of the layers; the head and the cache are as before.
+    layers = 8.030e9 - 2 * 128_256 * 4096
+    assert gpu.decode_bytes(sizes, 1, "jax_fp8") == pytest.approx(
+        weights + cache - layers, rel=1e-3
+    )
 
 
 def test_the_work_of_a_step_is_that_of_its_tokens(gpu):
@@ -49,6 +54,7 @@ def test_shares_are_of_the_faster_measurement(gpu):
                   "torch": {"matmul_flops": 8e14, "copy_bytes": 2e12}},
         "prefill": {"jax": {"seconds": 1.0}, "torch": {"seconds": 2.0}},
         "decode_1": {"jax": {"seconds": 1.0}, "torch": {"failed": "out of memory"}},
+        "decode_32_fp8": {"jax": {"seconds": 1.5}, "jax_fp8": {"seconds": 1.0}},
     }  # fmt: skip
     sizes = gpu.PRESETS["llama3_8b"]
     found = gpu.figures(answers, sizes)
@@ -60,6 +66,10 @@ def test_shares_are_of_the_faster_measurement(gpu):
     decode = found["cases"]["decode_1"]
     assert decode["jax"]["bandwidth"] == pytest.approx(64 * gpu.decode_bytes(sizes, 1) / 2e12)
     assert "ratio" not in decode and decode["torch"] == {"failed": "out of memory"}
+    eight = found["cases"]["decode_32_fp8"]
+    assert eight["ratio"] == 1.5 and eight["jax_fp8"]["tokens_per_s"] == 32 * 64
+    moved = 64 * gpu.decode_bytes(sizes, 32, "jax_fp8")
+    assert eight["jax_fp8"]["bandwidth"] == pytest.approx(moved / 2e12)
 
 
 @pytest.mark.slow
@@ -71,9 +81,12 @@ def test_it_runs_from_end_to_end(gpu, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["skipped"] == [] and result["benchmark"] == "gpu"
-    assert list(result["cases"]) == ["sft", "dpo", "prefill", "decode_1", "decode_2"]
+    assert list(result["cases"]) == [
+        "sft", "dpo", "prefill", "decode_1", "decode_2",
+        "sft_fp8", "prefill_fp8", "decode_1_fp8", "decode_2_fp8",
+    ]  # fmt: skip
     for case, sides in result["cases"].items():
-        for side in gpu.SIDES:
+        for side in gpu.sides_of(case):
             assert "failed" not in sides[side], (case, sides[side])
             # Decoding is a difference of two times, which noise may turn round at this size.
             assert sides[side]["tokens_per_s"] > 0 or case.startswith("decode")

@@ -48,7 +48,7 @@ class Case:
     batch   training: rows of a batch; prefill: prompts; decode: answers at a time (all chips)
     micro   training: rows of a micro-batch (`batch` must be a multiple of it)
     seq     training: tokens of a row; sampling: tokens of a prompt and its answer
-    quant   the base in few bits, nf4 or int8 (`models.quantize`)
+    quant   the base in few bits, nf4, int8 or fp8 (`models.quantize`)
     chunk   prefill: tokens of a prompt that are read at a time
     """
 

@@ -76,7 +76,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """How the model is computed."""
     parser.add_argument("--dtype", default="float32", help="float32 | bfloat16 (%(default)s)")
-    parser.add_argument("--quant", default="none", help="none | int8 | nf4 base (%(default)s)")
+    parser.add_argument("--quant", default="none", help="none | int8 | nf4 | fp8 (%(default)s)")
     parser.add_argument(
         "--mesh", default="1,-1,1", help="data,fsdp,tensor[,sequence] (%(default)s)"
     )

@@ -40,7 +40,7 @@ def add(verbs) -> None:
     parser.add_argument("--micro", type=int, help="rows at a time (all of the batch)")
     parser.add_argument("--seq", type=int, default=2048, help="tokens of a row (%(default)s)")
     parser.add_argument("--dtype", default="bf16", help="bf16 | float32 (%(default)s)")
-    parser.add_argument("--quant", help="the base in few bits: nf4 | int8 (no)")
+    parser.add_argument("--quant", help="the base in few bits: nf4 | int8 | fp8 (no)")
     parser.add_argument("--remat", default="full", help="none | dots | full (%(default)s)")
     parser.add_argument("--rank", type=int, default=16, help="of the adapter (%(default)s)")
     parser.add_argument(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from selfevo_jax.models.config import KEPT
-from selfevo_jax.models.quantize import Quantized, apply_quantized
+from selfevo_jax.models.quantize import Stored, apply_quantized
 
 KERNEL_INIT = nn.initializers.normal(0.02)
 
@@ -42,7 +42,7 @@ class Projection(nn.Module):
 
     def _product(self, x_bti: jax.Array, lora: LoraSlice) -> jax.Array:
         # `self.param` compares shapes, and a quantised kernel has others.
-        if isinstance(self.get_variable("params", "kernel"), Quantized):
+        if isinstance(self.get_variable("params", "kernel"), Stored):
             y_bto = apply_quantized(x_bti, self.get_variable("params", "kernel"))
             return y_bto + lora.delta(x_bti, self.path) if lora.has(self.path) else y_bto
         kernel_io = self.param("kernel", KERNEL_INIT, (x_bti.shape[-1], self.features))

@@ -5,10 +5,12 @@ arXiv:2305.14314).
           normal distribution. The scales are themselves stored in 8 bits (double quantisation):
           their mean apart, 256 to a block, in bitsandbytes' dynamic 8-bit code.
     int8  one scale for all inputs of an output, values rounded to -127 .. 127
+    fp8   likewise, in 8-bit floats; products are computed in them too (`float8`)
 
 Only the layers' projection kernels are stored so; embeddings, head and norms stay as they are. A
-kernel is made whole again where it is used, one layer at a time, in the compute dtype. Arrays are
-laid out like the kernel [layers, in, out], so the kernel's sharding rule fits them.
+kernel in nf4 or int8 is made whole again where it is used, one layer at a time, in the compute
+dtype; its arrays are laid out like the kernel [layers, in, out], so the kernel's sharding rule
+fits them.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.models.float8 import Float8, apply_float8, from_float8, to_float8
 
-KINDS = ("nf4", "int8")
 BLOCK, SCALE_BLOCK = 64, 256
-BYTES = {"nf4": (4 + 8 / BLOCK + 32 / (BLOCK * SCALE_BLOCK)) / 8, "int8": 1.0}  # of a value
+BYTES = {  # of a value
+    "nf4": (4 + 8 / BLOCK + 32 / (BLOCK * SCALE_BLOCK)) / 8, "int8": 1.0, "fp8": 1.0,
+}  # fmt: skip
+KINDS = tuple(BYTES)
 
 # The quantiles as bitsandbytes prints them (csrc/kernels.cu; QLoRA, appendix E).
 NF4_TABLE = np.array(
@@ -58,8 +63,11 @@ class Quantized:
     kind: str = flax.struct.field(pytree_node=False)
 
 
+Stored = Quantized | Float8
+
+
 def quantize_base(params: dict, kind: str) -> dict:
-    """The parameter tree with every projection kernel of the layers as a `Quantized`.
+    """The parameter tree with every projection kernel of the layers as a `Stored`.
 
     Raises UserError for an unknown kind and for a base that is quantised already.
     """
@@ -75,18 +83,19 @@ def quantize_base(params: dict, kind: str) -> dict:
 
 
 def dequantize_base(params: dict, dtype: jnp.dtype = jnp.float32) -> dict:
-    """The tree with every `Quantized` kernel as the values that its codes stand for: the same
-    function of the inputs, so an adapter trained on the codes may be merged into it exactly."""
+    """The tree with every `Stored` kernel as the values that its codes stand for: the same
+    function of the inputs, so an adapter trained on the codes may be merged into it exactly. (With
+    fp8, but for the rounding of the inputs.)"""
     flat = flatten_dict(params)
     make = jax.jit(functools.partial(dequantize, dtype=dtype))
     return unflatten_dict(
-        {path: make(leaf) if isinstance(leaf, Quantized) else leaf for path, leaf in flat.items()}
+        {path: make(leaf) if isinstance(leaf, Stored) else leaf for path, leaf in flat.items()}
     )
 
 
 def quantization(params: dict) -> str | None:
     """The kind of the quantised kernels in a tree, None where there are none."""
-    kinds = {leaf.kind for leaf in flatten_dict(params).values() if isinstance(leaf, Quantized)}
+    kinds = {leaf.kind for leaf in flatten_dict(params).values() if isinstance(leaf, Stored)}
     return kinds.pop() if kinds else None
 
 
@@ -100,15 +109,19 @@ def refuse_quantized(params: dict, action: str) -> None:
         )
 
 
-def dequantize(kernel: Quantized, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def dequantize(kernel: Stored, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """The kernel [..., in, out] that the codes stand for."""
+    if isinstance(kernel, Float8):
+        return from_float8(kernel, dtype)
     if kernel.kind == "int8":
         return (kernel.codes * kernel.scales).astype(dtype)
     return _each(kernel.codes.ndim - 2, functools.partial(_dequantize_nf4, dtype=dtype))(kernel)
 
 
-def apply_quantized(x_bti: jax.Array, kernel: Quantized) -> jax.Array:
+def apply_quantized(x_bti: jax.Array, kernel: Stored) -> jax.Array:
     """`x W`; the backward pass makes W again instead of keeping it."""
+    if isinstance(kernel, Float8):
+        return apply_float8(x_bti, kernel)
     product = jax.checkpoint(lambda x, k: x @ dequantize(k, x.dtype), prevent_cse=False)
     return product(x_bti, kernel)
 
@@ -125,9 +138,9 @@ def dynamic_table() -> np.ndarray:
     return np.sort(np.array(values, np.float32))
 
 
-def _quantize(kernel_io: jax.Array, kind: str) -> Quantized:
-    kernel_io = kernel_io.astype(jnp.float32)
-    return _quantize_nf4(kernel_io) if kind == "nf4" else _quantize_int8(kernel_io)
+def _quantize(kernel_io: jax.Array, kind: str) -> Stored:
+    make = {"nf4": _quantize_nf4, "int8": _quantize_int8, "fp8": to_float8}
+    return make[kind](kernel_io.astype(jnp.float32))
 
 
 def _quantize_int8(kernel_io):

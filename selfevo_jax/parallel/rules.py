@@ -2,7 +2,8 @@
 
 The first rule whose expression is found in a leaf's path wins. Kernels are [layers, in, out]:
 projections into a layer's inner width are split `in` over fsdp and `out` over tensor, those
-out of it the other way round, so that a layer needs one reduction over `tensor`. LoRA's `a`
+out of it the other way round, so that a layer needs one reduction over `tensor`. A kernel in 8-bit
+floats lies turned, [layers, out, in], beside its scales [layers, out, 1]. LoRA's `a`
 keeps its kernel's input axis and `b` its output axis; the rank is never split. What `tensor`
 leaves whole of an adapter is split over fsdp too: its optimiser state is four times as big, and
 a step gathers it once (`gathered`). Whatever is split over fsdp is split over `sequence` as well.
@@ -21,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed_tokens/embedding", P("tensor", "fsdp")),
     (r"lm_head/kernel", P("fsdp", "tensor")),
+    (r"(q|k|v|gate|up)_proj/kernel/\w+_o", P(None, "tensor", "fsdp")),
+    (r"(o|down)_proj/kernel/\w+_o", P(None, "fsdp", "tensor")),
     (r"(q|k|v|gate|up)_proj/kernel", P(None, "fsdp", "tensor")),
     (r"(o|down)_proj/kernel", P(None, "tensor", "fsdp")),
     (r"(q|k|v)_proj/bias", P(None, "tensor")),

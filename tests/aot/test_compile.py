@@ -40,16 +40,17 @@ def test_a_chip_holds_its_share(name):
 
 
 @pytest.mark.usefixtures("libtpu")
-def test_a_quantised_base_takes_its_few_bits():
+@pytest.mark.parametrize(("quant", "ratio"), [("nf4", 4), ("fp8", 2)])
+def test_a_quantised_base_takes_its_few_bits(quant, ratio):
     whole, few = (
         next(
             item
             for item in placements(Case("llama3_8b", "dpo_lora", "v5e:4x4", quant=quant))
             if "gate_proj/kernel" in item.name
         )
-        for quant in (None, "nf4")
+        for quant in (None, quant)
     )
-    assert whole.bytes == 4 * few.bytes  # the codes; bf16 to 4 bits
+    assert whole.bytes == ratio * few.bytes  # the codes; bf16 to 4 or 8 bits
     assert few.chip_bytes * 16 == few.bytes
 
 

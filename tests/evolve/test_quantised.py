@@ -1,4 +1,4 @@
-"""QLoRA in a run: the base in four bits from sampling to training, and an export that is exact."""
+"""A run on a base in 4 or 8 bits, from sampling to training, and an export that is exact."""
 
 import json
 
@@ -14,7 +14,7 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.tiny import random_model
 from selfevo_jax.models.lora import adapter, merge_lora
 from selfevo_jax.models.presets import preset
-from selfevo_jax.models.quantize import BYTES, Quantized, dequantize, quantize_base
+from selfevo_jax.models.quantize import BYTES, Stored, dequantize, quantize_base
 from selfevo_jax.weights.model_files import open_model
 from selfevo_jax.weights.peft import load_peft, read_origin
 
@@ -28,10 +28,11 @@ def states(said):
 
 
 @pytest.mark.slow
-def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
-    """The fit starts at its reference, the model that is written is the base's four-bit values
+@pytest.mark.parametrize("kind", ["nf4", "fp8"])
+def test_a_run_on_few_bits_with_bfloat16_compute(mini, tmp_path, kind):
+    """The fit starts at its reference, the model that is written is the base's stored values
     with the adapter added, and without `quant` every stage that computes is another one."""
-    mini("compute.quant=nf4", "compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
+    mini(f"compute.quant={kind}", "compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
     rows = (mini.workdir / "round_01/train/metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2 and json.loads(rows[0])["loss"] == pytest.approx(np.log(2), abs=1e-3)
 
@@ -47,15 +48,15 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
     files = open_model(random_model(MODEL))
     tree, lora = load_peft(mini.workdir / "round_01/train/adapter", files.config)
     base = jax.tree.map(
-        lambda leaf: dequantize(leaf) if isinstance(leaf, Quantized) else leaf,
-        quantize_base(files.load(), "nf4"),
-        is_leaf=lambda leaf: isinstance(leaf, Quantized),
+        lambda leaf: dequantize(leaf) if isinstance(leaf, Stored) else leaf,
+        quantize_base(files.load(), kind),
+        is_leaf=lambda leaf: isinstance(leaf, Stored),
     )
     kernel = merge_lora(base, adapter(tree, lora))["layers"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_allclose(merged["model.layers.1.mlp.up_proj.weight"], kernel[1].T, atol=1e-6)
 
     again = ("compute.dtype=bfloat16", "learn.steps=2", f"model={MODEL}")
-    same = states(mini("compute.quant=nf4", *again, dry_run=True))
+    same = states(mini(f"compute.quant={kind}", *again, dry_run=True))
     other = states(mini(*again, dry_run=True))
     assert set(same.values()) == {"done"}
     assert other["round_01/prompts"] == "done"
@@ -63,7 +64,7 @@ def test_a_run_on_four_bits_with_bfloat16_compute(mini, tmp_path):
 
 
 def test_an_unknown_kind_is_refused_before_anything_runs(mini):
-    with pytest.raises(UserError, match="compute.quant 'nf5' is unknown; use none or nf4 or int8"):
+    with pytest.raises(UserError, match="compute.quant 'nf5' is unknown; .* nf4 or int8 or fp8"):
         mini("compute.quant=nf5")
     assert not (mini.workdir / "config.json").exists()
 
@@ -73,7 +74,7 @@ def test_the_plan_counts_the_small_kernels():
     49152 x 576; four bits and a byte of scale for every 64 values, in projections alone."""
     layers, table = 30 * 576 * 6144, 49152 * 576
     others = {"slots": 1, "max_length": 1, "train_tokens": 1, "rank": 1, "remat": "none"}
-    for kind, bits in (("int8", 8), ("nf4", 4 + 8 / 64)):
+    for kind, bits in (("int8", 8), ("fp8", 8), ("nf4", 4 + 8 / 64)):
         memory = expected_memory(
             preset("smollm2_135m"), value_bytes=2, kernel_bytes=BYTES[kind], **others
         )

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.models.attention import Layout
 from selfevo_jax.models.llama import forward, logits
 from selfevo_jax.models.lora import LoraConfig, adapter, init_lora
+from selfevo_jax.models.quantize import quantize_base
 from selfevo_jax.sample.device import compile_count
 from selfevo_jax.sample.protocol import Request, SamplingParams, ScoreRequest
 from selfevo_jax.text.render import render_prompt
@@ -96,8 +98,12 @@ def test_where_the_reading_of_a_prompt_began_is_not_seen(tiny):
         assert answer(other, prompt) == fresh, shared
 
 
-def test_greedy_equals_the_uncached_model(tiny):
+@pytest.mark.parametrize("quant", [None, "nf4", "fp8"])
+def test_greedy_equals_the_uncached_model(tiny, quant):
     """Against `forward` over the whole text so far, which has no cache and no batch."""
+    if quant is not None:
+        tiny = replace(tiny, params=quantize_base(tiny.params, quant))
+    near = 1e-2 if quant == "fp8" else 1e-4  # a value may fall on the other side of a rounding
     rng = random.Random(1)
     requests = [
         Request(f"r{i}", question(rng, 4 + 9 * i), SamplingParams(12, temperature=0.0))
@@ -120,7 +126,7 @@ def test_greedy_equals_the_uncached_model(tiny):
             scores = np.asarray(plain(padded, len(tokens) - 1), np.float64)
             assert token == scores.argmax()
             total = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
-            assert abs(scores[token] - total - logp) < 1e-4
+            assert abs(scores[token] - total - logp) < near
             tokens.append(token)
 
 

@@ -97,6 +97,7 @@ def test_a_trained_adapter_speaks_in_both(backends, tmp_path):
     ("settings", "message"),
     [
         (["compute.quant=int8"], "compute.quant=int8.*use nf4"),
+        (["compute.quant=fp8"], "compute.quant=fp8.*use nf4"),
         (["compute.quant=nf4", "torch.deepspeed=zero3"], "torch.deepspeed=zero2"),
     ],
 )
