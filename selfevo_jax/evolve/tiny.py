@@ -13,10 +13,11 @@ import jax
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from selfevo_jax.errors import UserError
+from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.llama import init_params
 from selfevo_jax.models.presets import preset
 from selfevo_jax.weights.model_files import save_model
-from selfevo_jax.weights.storage import cache_folder
+from selfevo_jax.weights.storage import cache_folder, one_at_a_time
 
 RANDOM = "random:"
 RECIPE = "1"  # raised when the same source would give other files
@@ -36,13 +37,18 @@ def random_model(source: str) -> Path:
     name, seed = match[1], int(match[2])
     config = preset(name)
     folder = cache_folder() / "random" / f"{name}-{seed}-{RECIPE}"
-    if folder.exists():
-        return folder
+    if not folder.exists():
+        with one_at_a_time(folder):  # workers of a group start together
+            if not folder.exists():
+                _make(folder, config, seed)
+    return folder
+
+
+def _make(folder: Path, config: ModelConfig, seed: int) -> None:
     tokenizer = byte_tokenizer()
     config = replace(config, vocab_size=tokenizer.get_vocab_size())
     params = init_params(config, jax.random.key(seed))
     save_model(folder, config, params, save_tokenizer=lambda fresh: _save(tokenizer, fresh))
-    return folder
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:

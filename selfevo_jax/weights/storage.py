@@ -4,6 +4,7 @@ A file or folder written here appears whole or not at all: the bytes go to a tem
 beside the target, reach the disk (fsync), and only then take the target's name.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -92,6 +93,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         _sync_folder(target.parent)
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Within the block no other process of this machine is in one for `target`; others wait."""
+    with explained_write(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(target.parent / f".{target.name}.lock", "w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def sha256_of_file(path: Path) -> str:

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -86,3 +89,23 @@ def test_the_command_refuses_a_second_run_on_its_workdir(tmp_path, cache, monkey
         assert sorted((tmp_path / "run").iterdir()) == before
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "is in use by another run (pid " in said
+
+
+def test_processes_that_make_the_same_random_model_at_once_all_get_it(tmp_path):
+    """As the workers of a group do when they start with an empty cache."""
+    code = "import sys; from selfevo_jax.evolve.tiny import random_model\n"
+    code += "sys.stdin.readline(); print(random_model('random:tiny?seed=9'))"
+    environment = os.environ | {"SELFEVO_CACHE": str(tmp_path)}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, text=True,
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]  # fmt: skip
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    ended = [(*worker.communicate(timeout=120), worker.returncode) for worker in workers]
+    assert [code for _, _, code in ended] == [0] * 4, [said[-300:] for _, said, _ in ended]
+    assert sorted(path.name for path in tmp_path.glob("random/[!.]*/*")) == sorted(
+        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    )
