@@ -69,7 +69,6 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     options = [f"--config={arguments.config}", f"--workdir={arguments.workdir}"]
     command = shlex.join(["selfevo", "run", *options, *(PREFIX + text for text in overrides)])
     with joined(cluster), maintenance.watched():
-        _refuse_bucket_of_many(arguments.workdir)
         progress = Progress(quiet=not first())
         track = config.track if first() and not dry_run else ""
         place = copy_of if dry_run else workplace
@@ -80,19 +79,6 @@ def act(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
                 written = agreed(lambda: _report(workdir))
                 progress.say(f"finished: {written}")
     return 0
-
-
-def _refuse_bucket_of_many(workdir: str) -> None:
-    """Hosts read what others have just written, which a bucket shows half a minute later."""
-    import jax
-
-    from selfevo_jax.remote.mirror import is_url
-
-    if is_url(workdir) and jax.process_count() > 1:
-        raise UserError(
-            f"--workdir={workdir} is for a run on one host: give several hosts a folder on storage "
-            "that all of them see"
-        )
 
 
 def _report(workdir: Path) -> str:

@@ -23,7 +23,7 @@ from selfevo_jax.judge.asking import JudgeModel
 from selfevo_jax.learn.trainer import JaxTrainer, Trainer
 from selfevo_jax.models.lora import Adapter, rescaled
 from selfevo_jax.models.merge import Part, merge_adapters
-from selfevo_jax.parallel.distributed import barrier, first, one_after_another, own_name
+from selfevo_jax.parallel.distributed import agreed, one_after_another, own_name
 from selfevo_jax.records import Prompt, Sample, content_id
 from selfevo_jax.sample.http.client import HttpGenerator, open_server
 from selfevo_jax.sample.http.endpoint import Endpoint
@@ -248,9 +248,8 @@ class JaxBackend:
         tree, lora, merged = merge_adapters(parts, how, density=density, seed=self.config.seed)
         origin = merged | {"hashes": {policy.name: policy.hash for policy in policies}}
         base = self.model.files.hash
-        if first():
-            save_peft(folder / "adapter", tree, lora, self.config.model, base, origin)
-        barrier()
+        target = folder / "adapter"
+        agreed(lambda: save_peft(target, tree, lora, self.config.model, base, origin))
         return {"adapters": len(parts)}
 
     def _model(self, policy: Policy) -> JaxModel:

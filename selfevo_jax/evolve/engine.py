@@ -15,7 +15,7 @@ from selfevo_jax.evolve.files import write_json
 from selfevo_jax.evolve.meter import Meter
 from selfevo_jax.evolve.plan import Step
 from selfevo_jax.evolve.progress import Progress
-from selfevo_jax.evolve.stages import JOURNAL, Stage, StageFolder, Work, run_stage
+from selfevo_jax.evolve.stages import Stage, StageFolder, Work, journals, run_stage
 from selfevo_jax.evolve.views import R, Records, records
 from selfevo_jax.learn.carried import OPTIMIZER
 from selfevo_jax.parallel.distributed import agreed, first
@@ -92,7 +92,8 @@ class Stages:
             with self.progress.stage(stage.name, total, recipe.unit) as bar:
                 run_stage(folder, stage, recipe.items(), recipe.work(), bar.advance, self.meter)
         if first():
-            (folder.path / JOURNAL).unlink(missing_ok=True)
+            for journal in journals(folder.path):
+                journal.unlink(missing_ok=True)
         return records(stage.name, kind, folder, folder.content_hash(), folder.count())
 
     def files(

@@ -30,7 +30,7 @@ from selfevo_jax.evolve.progress import Progress
 from selfevo_jax.evolve.run import Run
 from selfevo_jax.evolve.stages import StageFolder
 from selfevo_jax.models.quantize import BYTES
-from selfevo_jax.parallel.distributed import agreed, barrier, first, own_name
+from selfevo_jax.parallel.distributed import agreed, barrier, carried, first, own_name
 from selfevo_jax.sample.http.endpoint import Endpoint
 from selfevo_jax.text.terminal import escape_controls
 
@@ -210,15 +210,16 @@ def _execute(
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """The workdir, locked by host 0. Raises UserError where a host does not see the same one."""
+    """The workdir, locked by host 0. Raises UserError where a host does not see the same one, and
+    no other way brings it there."""
     with contextlib.ExitStack() as stack:
         agreed(lambda: stack.enter_context(locked(workdir)))
         lock = workdir / LOCK
         holder = agreed(lock.read_text)
-        if not lock.exists() or lock.read_text() != holder:
+        if not carried() and (not lock.exists() or lock.read_text() != holder):
             raise UserError(
-                f"{workdir} is not the same folder on all hosts: give a --workdir on storage that "
-                "all of them see"
+                f"{workdir} is not the same folder on all hosts: give a --workdir in a bucket "
+                "(gs://...), or on storage that all of them see"
             )
         yield
 

@@ -223,9 +223,14 @@ def run_stage(
         agreed(lambda: _finish(folder, stage, journal))
 
 
+def journals(path: Path) -> list[Path]:
+    """What a stage's folder may have of journals: that of host 0, and those of others."""
+    return [path / JOURNAL, *sorted(path.glob(name_on("*", JOURNAL)))]
+
+
 def _gather(path: Path, key: str) -> None:
     """Takes the journals of other hosts, of this run or of one that was killed, into the first."""
-    if others := sorted(path.glob(name_on("*", JOURNAL))):
+    if others := journals(path)[1:]:
         with contextlib.closing(Journal(path / JOURNAL, key)) as journal:
             journal.absorb(others)
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.flax import load_file, save_file
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.distributed import barrier, first, on_host
+from selfevo_jax.parallel.distributed import agreed, on_host
 from selfevo_jax.parallel.rules import path_name
 from selfevo_jax.weights.storage import atomic_file, sha256_of_file
 
@@ -38,10 +38,12 @@ class Carried:
 def leave(path: Path, state: Any) -> None:
     """Writes an optax state; of one that is spread over hosts all must call, and host 0 writes."""
     arrays = {name: on_host(leaf) for name, leaf in _named(state).items()}
-    if first():
+
+    def write() -> None:
         with atomic_file(path) as unfinished:
             save_file(arrays, unfinished)
-    barrier()
+
+    agreed(write)
 
 
 def gone_on_with(path: Path, state: Any) -> Any:

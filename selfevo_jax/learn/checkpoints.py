@@ -9,16 +9,18 @@ behind this (orbax) is named in this file alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from selfevo_jax.errors import UserError
-from selfevo_jax.parallel.distributed import agreed, first
+from selfevo_jax.parallel.distributed import agreed, first, from_first, on_host
 from selfevo_jax.weights.storage import atomic_file, sha256_of_file
 
 SUMS = "sums.json"
@@ -29,14 +31,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, keep: int = 2):
         self._folder, self._settings = Path(folder), dict(settings)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
         self._manager = ocp.CheckpointManager(
-            self._folder.absolute(), options=options, item_names=("state", "meta")
+            self._folder.absolute(), options=self._options(keep), item_names=("state", "meta")
         )
 
     def latest(self) -> int | None:
@@ -62,13 +58,9 @@ class Checkpoints:
         Raises `UserError` when it was made with other settings, or a file of it is damaged.
         """
         agreed(lambda: self._verify(step))
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-        ).meta
-        self._refuse_others(meta["settings"])
+        self._refuse_others(step)
         abstract = jax.tree.map(_abstract, like)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items).state
+        return self._restored(step, state=ocp.args.StandardRestore(abstract)).state
 
     def wait(self) -> None:
         """Waits until what is being saved is complete."""
@@ -79,6 +71,17 @@ class Checkpoints:
         """Waits, and lets go of the folder."""
         self.wait()
         self._manager.close()
+
+    def _options(self, keep: int) -> ocp.CheckpointManagerOptions:
+        return ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+
+    def _restored(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _seal(self) -> None:
         """Writes the checksums of complete checkpoints that have none."""
@@ -103,7 +106,8 @@ class Checkpoints:
             if not path.is_file() or sha256_of_file(path) != expected:
                 raise UserError(_damaged(path, self._folder))
 
-    def _refuse_others(self, saved: Mapping[str, Any]) -> None:
+    def _refuse_others(self, step: int) -> None:
+        saved = self._restored(step, meta=ocp.args.JsonRestore()).meta["settings"]
         names = sorted(saved.keys() | self._settings.keys())
         changed = [
             f"{name} (saved {saved.get(name)!r}, now {self._settings.get(name)!r})"
@@ -116,6 +120,65 @@ class Checkpoints:
                 + "; ".join(changed)
                 + ". Use the old settings or another folder"
             )
+
+
+class GatheredCheckpoints(Checkpoints):
+    """`Checkpoints` of hosts that share no folder: host 0 alone has files, of what all gather.
+
+    All hosts must call. A checkpoint of either kind is gone on with by the other.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, keep: int = 2):
+        if first():
+            folder.mkdir(parents=True, exist_ok=True)
+            super().__init__(folder, settings, keep=keep)
+
+    def latest(self) -> int | None:
+        """See `Checkpoints`."""
+        return agreed(super().latest)
+
+    def save(self, step: int, state: Any) -> None:
+        """See `Checkpoints`; returns when the state is gathered."""
+        gathered = jax.tree.map(on_host, state)
+        if first():
+            super().save(step, gathered)
+
+    def restore(self, step: int, like: Any) -> Any:
+        """See `Checkpoints`."""
+
+        def check() -> None:
+            self._verify(step)
+            self._refuse_others(step)
+
+        agreed(check)
+        saved = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        if first():
+            saved = self._restored(step, state=ocp.args.StandardRestore(saved)).state
+        return jax.tree.map(_placed, saved, like)
+
+    def wait(self) -> None:
+        """See `Checkpoints`."""
+        if first():
+            super().wait()
+
+    def close(self) -> None:
+        """See `Checkpoints`."""
+        if first():
+            super().close()
+
+    def _options(self, keep: int) -> ocp.CheckpointManagerOptions:
+        alone = ocp.options.MultiprocessingOptions(
+            active_processes={0}, barrier_sync_key_prefix=self._folder.name
+        )
+        return dataclasses.replace(
+            super()._options(keep), create=False, multiprocessing_options=alone
+        )
+
+
+def _placed(saved: np.ndarray, like: jax.Array) -> jax.Array:
+    """Host 0's array, placed as `like`."""
+    value = from_first(saved)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
 
 
 def _damaged(path: Path, folder: Path) -> str:

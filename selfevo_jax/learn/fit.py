@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from selfevo_jax.errors import UserError
 from selfevo_jax.learn.batches import Batches, MicroBatch
 from selfevo_jax.learn.carried import Carried, gone_on_with, leave
-from selfevo_jax.learn.checkpoints import Checkpoints
+from selfevo_jax.learn.checkpoints import Checkpoints, GatheredCheckpoints
 from selfevo_jax.learn.goodput import Goodput, computing, machine
 from selfevo_jax.learn.held_out import Course, split_by_prompt
 from selfevo_jax.learn.joined import Joined, mismatched
@@ -38,7 +38,7 @@ from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.flops import mfu, train_flops
 from selfevo_jax.models.lora import Adapter, adapter, init_lora
 from selfevo_jax.parallel import preemption
-from selfevo_jax.parallel.distributed import Together, barrier, first
+from selfevo_jax.parallel.distributed import Together, barrier, carried, first
 from selfevo_jax.parallel.mesh import BATCH_AXES
 from selfevo_jax.parallel.rules import path_name, shardings
 from selfevo_jax.text.render import TokenExample
@@ -282,7 +282,8 @@ class Fit:
         return self.best.restore(self.course.best_step, self.start)
 
     def _checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
-        return Checkpoints(self.folder / name, self._identity(), keep=keep)
+        kind = GatheredCheckpoints if carried() else Checkpoints
+        return kind(self.folder / name, self._identity(), keep=keep)
 
     def _writes(self) -> bool:
         """Whether this process is the one that writes the metrics."""

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from selfevo_jax.models.lora import Adapter
-from selfevo_jax.parallel.distributed import barrier, first, on_host
+from selfevo_jax.parallel.distributed import agreed, on_host
 from selfevo_jax.parallel.rules import path_name
 
 
@@ -52,9 +52,7 @@ class ReferenceSums:
     def add(self, hashes: list[str], sums_nk: np.ndarray) -> None:
         """Stores sums; the file is replaced in one move (with several hosts, by host 0)."""
         self._sums.update(zip(hashes, sums_nk, strict=True))
-        if first():
-            self._write()
-        barrier()
+        agreed(self._write)
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """Several hosts in one run: how they meet, agree and wait, and what happens when one is lost.
 
-Every host runs the same program on the same workdir, which all of them must see. Host 0 alone
-decides and writes (`agreed`, `first`); arrays that are spread over hosts are read by `on_host`.
+Every host runs the same program on the same workdir: one folder that all of them see, or a folder
+on each, between which a `Carrier` goes. Host 0 alone decides and writes (`agreed`, `first`); what
+it wrote is seen by all after the next `agreed`, and what the others wrote by host 0 after the next
+`barrier`. Arrays that are spread over hosts are read by `on_host`.
 Control goes through the coordination service that JAX starts on host 0, not through the chips, so
 hosts may wait for each other while their chips do different things. With one host all of this is
 free. JAX's own handle of that service is private; it is named in `_client` alone.
@@ -19,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -152,6 +154,41 @@ def _epitaph(text: str) -> subprocess.Popen:
     )
 
 
+class Carrier(Protocol):
+    """What brings files from host to host, where these share no folder. Lists are JSON values."""
+
+    def sent(self) -> Any:
+        """A list of what this host has changed since it was last asked."""
+        ...
+
+    def take(self, host: int, changes: Any) -> None:
+        """Does here what `host` has sent."""
+        ...
+
+    def met(self) -> None:
+        """All hosts have come to the same barrier, and so have taken what was sent before it."""
+        ...
+
+
+_carrier: Carrier | None = None
+
+
+@contextlib.contextmanager
+def carried_by(carrier: Carrier) -> Iterator[None]:
+    """Within the block each host has a folder of its own, which `carrier` keeps like the others."""
+    global _carrier
+    _carrier = carrier
+    try:
+        yield
+    finally:
+        _carrier = None
+
+
+def carried() -> bool:
+    """Whether hosts share no folder."""
+    return _carrier is not None
+
+
 def first() -> bool:
     """Whether this is host 0, which alone writes."""
     return jax.process_index() == 0
@@ -171,14 +208,14 @@ def own_name(name: str) -> str:
 def agreed(make: Callable[[], T]) -> T:
     """What `make` gives on host 0 (a JSON value), on every host; it is called on host 0 alone.
 
-    A `UserError` is raised on every host.
+    All hosts then see what host 0 has written. A `UserError` is raised on every host.
     """
     if jax.process_count() == 1:
         return make()
     key = f"agreed/{next(_numbers)}"
     if first():
         try:
-            answer = {"value": make()}
+            answer = {"value": make(), "files": _carrier.sent() if _carrier else None}
         except UserError as error:
             answer = {"mistake": str(error)}
         _tell(key, json.dumps(answer))
@@ -186,6 +223,8 @@ def agreed(make: Callable[[], T]) -> T:
         answer = json.loads(_answer(key))
     if "mistake" in answer:
         raise UserError(answer["mistake"])
+    if _carrier and not first():
+        _carrier.take(0, answer["files"])
     return answer["value"]
 
 
@@ -200,8 +239,13 @@ def told_by_all(value: Any) -> list[Any]:
 
 
 def barrier() -> None:
-    """Waits until every host is here."""
-    told_by_all("")
+    """Waits until every host is here; host 0 then sees what the others have written."""
+    sent = told_by_all(_carrier.sent() if _carrier and not first() else None)
+    if _carrier:
+        _carrier.met()
+    for host, changes in enumerate(sent if _carrier and first() else ()):
+        if host:
+            _carrier.take(host, changes)
 
 
 def one_after_another(make: Callable[[], T]) -> T:
@@ -222,6 +266,12 @@ def on_host(array: Any) -> np.ndarray:
     if spread(array) and not array.is_fully_replicated:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+    """Host 0's array to the bit, on every host; all must ask with one of its shape and type."""
+    bits = array.view(f"u{array.itemsize}")
+    return multihost_utils.broadcast_one_to_all(bits).view(array.dtype)
 
 
 class Together:

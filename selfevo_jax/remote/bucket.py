@@ -3,12 +3,14 @@
     owners/000007.json   the seventh run that took the folder over: host, process, time
     saved/000007.json    the last state that it saved: files, and the pieces they are made of
     pieces/SHA256        at most `PIECE_BYTES` of a file
+    hosts/1/...          the same of host 1 of several: of its folder, what it wrote itself
 
 An owner's file is made only where there is none, which a bucket decides for all that try. A state
 is one object, written after its pieces: a reader sees all of it or the one before. Who finds a
 newer owner has lost the folder, and what it wrote stands under its own number, where nobody looks.
 """
 
+import copy
 import datetime
 import functools
 import hashlib
@@ -66,7 +68,7 @@ class Bucket:
         # It prints the traceback of every failure, which is told in one line by who asked.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         self.url = url.rstrip("/")
-        self._there: set[str] = set()  # pieces, since this run owns the folder
+        self._forget()
         try:
             import fsspec
 
@@ -77,6 +79,24 @@ class Bucket:
             raise UserError(
                 f"{url} cannot be opened ({error}); for gs:// give: pip install 'selfevo_jax[gcs]'"
             ) from error
+
+    def host(self, number: int) -> "Bucket":
+        """What host `number` keeps for itself; host 0 keeps what is the run's."""
+        if not number:
+            return self
+        other = copy.copy(self)  # with the same connection
+        other.url, other._root = f"{self.url}/hosts/{number}", self._path(f"hosts/{number}")
+        other._forget()
+        return other
+
+    def _forget(self) -> None:
+        self._there: set[str] = set()  # pieces, since this run owns the folder
+        self.held: set[str] = set()  # pieces that are kept though no state has them
+
+    def hosts(self) -> list["Bucket"]:
+        """`host` of all hosts but host 0 that ever kept something here."""
+        numbers = [path.rstrip("/").rpartition("/")[2] for path in self._paths("hosts")]
+        return [self.host(int(number)) for number in numbers if number.isdigit()]
 
     def newest(self) -> State | None:
         """The last state that the latest owner saved, None where nothing was ever saved."""
@@ -98,23 +118,34 @@ class Bucket:
             if before:
                 self._wait_for(before, say)
             own = before + 1
-            about = {**here(), "since": _now().ctime()}
-            if self._made("owners", own, about):
+            if self._named(own):
                 break
         base = self.newest()
-        self.save(State(own, base.files if base else {}, left=False))
-        # Among them are pieces that a killed run put and never saved a state of.
-        self._there = {path.rpartition("/")[2] for path in self._paths("pieces")}
+        self._begin(State(own, base.files if base else {}, left=False))
         return own, base
 
+    def follow(self, own: int) -> None:
+        """Takes over what this host keeps for itself, once host 0 has claimed the run as `own`."""
+        self._named(own)
+        self._begin(State(own, {}, left=False))
+
+    def _named(self, own: int) -> bool:
+        return self._made("owners", own, {**here(), "since": _now().ctime()})
+
+    def _begin(self, state: State) -> None:
+        self.save(state)
+        # Among them are pieces that a killed run put and never saved a state of.
+        self._there = {path.rpartition("/")[2] for path in self._paths("pieces")}
+
     def save(self, state: State) -> None:
-        """Makes `state` what readers see, and removes the pieces that it does not have.
+        """Makes `state` what readers see, and removes the pieces that it does not have, but for
+        those that are held.
 
         Its pieces must be there. Raises `Lost` where there is a newer owner.
         """
         self._refuse_other(state.owner)
         self._write("saved", state.owner, _described(state.files, left=state.left))
-        if gone := self._there - state.pieces:
+        if gone := self._there - state.pieces - self.held:
             self._refuse_other(state.owner)
             with _told(self.url), ThreadPoolExecutor(_WORKERS) as pool:
                 list(pool.map(self._fs.rm_file, [self._path(f"pieces/{piece}") for piece in gone]))
@@ -149,13 +180,17 @@ class Bucket:
             known = path.name.startswith(".") or str(path.relative_to(folder)) in state.files
             if path.is_file() and not known:
                 path.unlink()
+        self.bring(state.files, folder)
+
+    def bring(self, files: Mapping[str, Pieces], folder: Path) -> None:
+        """Makes `folder` hold these files. Raises UserError as `fetch`."""
         with ThreadPoolExecutor(_WORKERS) as pool:
             fetched = functools.partial(self._fetch, folder)
-            list(pool.map(fetched, state.files.items()))
+            list(pool.map(fetched, files.items()))
 
     def _fetch(self, folder: Path, named: tuple[str, Pieces]) -> None:
         name, pieces = named
-        path = folder / _inside(name)
+        path = folder / inside(name)
         if path.is_file() and _pieces(path) == pieces:
             return
         with atomic_file(path) as unfinished, open(unfinished, "wb") as file:
@@ -225,7 +260,7 @@ class Bucket:
 
     def _state(self, number: int) -> State:
         kept = self._read("saved", number)
-        files = {_inside(name): tuple(pieces) for name, pieces in kept["files"].items()}
+        files = {inside(name): tuple(pieces) for name, pieces in kept["files"].items()}
         return State(number, files, kept["left"])
 
     def _read(self, kind: str, number: int) -> dict[str, Any]:
@@ -321,7 +356,7 @@ def here() -> dict[str, Any]:
     return found
 
 
-def _inside(name: str) -> str:
+def inside(name: str) -> str:
     """`name` if it stays inside the folder it is joined to; a bucket is not to be trusted."""
     if name.startswith("/") or ".." in Path(name).parts or not Path(name).parts:
         raise UserError(f"a saved state names the file {name!r}, which lies outside the workdir")

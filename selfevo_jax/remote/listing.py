@@ -39,6 +39,12 @@ def still(before: Mapping[str, Seen], after: Mapping[str, Seen]) -> bool:
     )
 
 
+def seen(path: Path | str) -> Seen:
+    """A file as it is now."""
+    state = os.stat(path)  # not a directory entry's own, which may be old
+    return Seen(state.st_ino, state.st_size, state.st_mtime_ns)
+
+
 def _is_journal(name: str) -> bool:
     return name.endswith(JOURNALS) or ".tfevents." in name
 
@@ -57,8 +63,7 @@ def _look(folder: Path, prefix: str, found: dict[str, Seen]) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     _look(folder / entry.name, f"{name}/", found)
                 elif entry.is_file(follow_symlinks=False):
-                    state = os.stat(entry.path)  # not the entry's own, which may be old
-                    found[name] = Seen(state.st_ino, state.st_size, state.st_mtime_ns)
+                    found[name] = seen(entry.path)
     except FileNotFoundError:  # renamed or removed meanwhile: the second look sees that
         return
 

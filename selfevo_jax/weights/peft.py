@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import ModelConfig
 from selfevo_jax.models.lora import LoraConfig
-from selfevo_jax.parallel.distributed import barrier, first, on_host, spread
+from selfevo_jax.parallel.distributed import agreed, on_host, spread
 from selfevo_jax.weights.names import leaves, module_name
 from selfevo_jax.weights.safetensors_io import Outgoing, read_file, write_file
 from selfevo_jax.weights.storage import atomic_folder, sha256_of_file
@@ -59,11 +59,14 @@ def save_peft(
     0 writes. Raises UserError when it cannot be written.
     """
     flat = {path: on_host(value) for path, value in flatten_dict(dict(lora_tree)).items()}
-    alone = not spread(lora_tree)
-    if alone or first():
+
+    def write() -> None:
         _write_adapter(Path(folder), flat, lora, base_name, base_hash, lineage)
-    if not alone:
-        barrier()
+
+    if spread(lora_tree):
+        agreed(write)
+    else:
+        write()
 
 
 def _write_adapter(

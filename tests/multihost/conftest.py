@@ -106,6 +106,12 @@ def shared_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def where() -> str:
+    """An address where hosts can meet."""
+    return f"localhost:{a_free_port()}"
+
+
+@pytest.fixture
 def run(shared_cache):
     """Starts runs; whatever still runs at the end is killed."""
     started = []

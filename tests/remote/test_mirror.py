@@ -16,8 +16,6 @@ from selfevo_jax.remote import mirror as module
 from selfevo_jax.remote.bucket import Bucket
 from selfevo_jax.remote.mirror import MARK, Mirror, copy_of, fetch, workplace
 
-SOON = 60  # seconds
-
 
 def quiet(_):
     pass
@@ -26,13 +24,6 @@ def quiet(_):
 @pytest.fixture
 def often(monkeypatch):
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.05)
-
-
-def until(happened):
-    limit = time.monotonic() + SOON
-    while not happened():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def write_whole(path, text):
@@ -147,7 +138,7 @@ def test_a_saved_state_is_one_moment(url, tmp_path, often):
     assert bad == []
 
 
-def test_a_bucket_that_is_away_for_a_while_costs_nothing(url, server, often, tmp_path):
+def test_a_bucket_that_is_away_for_a_while_costs_nothing(url, server, often, tmp_path, until):
     said = []
     with workplace(url, said.append) as folder:
         (folder / "a").write_text("a")

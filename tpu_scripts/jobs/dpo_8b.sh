@@ -1,5 +1,5 @@
 # Verified self-improvement of an 8B model by LoRA-DPO on its own sums, on 16 chips of 16 GB or more.
-# RUNS is a folder that all hosts see; the model is gated, so HF_TOKEN belongs in SECRETS_FILE.
+# RUNS is gs://... or a folder that all hosts see; the model is gated, so HF_TOKEN belongs in SECRETS_FILE.
 # shellcheck shell=bash disable=SC2034
 JOB=dpo_8b
 COMMAND=(selfevo run --cluster=auto --config=configs/quickstart.py --workdir="${RUNS:-runs}/dpo_8b"

@@ -1,4 +1,4 @@
-# ELITE on OpenLLaMA-13B with the paper's settings. RUNS is a folder that all hosts see; the task's files
+# ELITE on OpenLLaMA-13B with the paper's settings. RUNS is gs://... or a folder that all hosts see; the task's files
 # are looked for in DATA/natural_instructions.
 # shellcheck shell=bash disable=SC2034
 JOB=elite_13b

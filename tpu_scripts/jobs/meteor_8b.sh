@@ -1,5 +1,5 @@
 # METEOR on Llama-3-8B with the paper's settings.
-# RUNS is a folder that all hosts see; the task's files are looked for in DATA/conala.
+# RUNS is gs://... or a folder that all hosts see; the task's files are looked for in DATA/conala.
 # The model is gated and the teacher on a server: HF_TOKEN and OPENAI_API_KEY belong in SECRETS_FILE.
 # shellcheck shell=bash disable=SC2034
 JOB=meteor_8b

@@ -1,5 +1,5 @@
 # METEOR on Qwen2-7B with the paper's settings.
-# RUNS is a folder that all hosts see; the task's files are looked for in DATA/conala.
+# RUNS is gs://... or a folder that all hosts see; the task's files are looked for in DATA/conala.
 # The teacher is on a server: OPENAI_API_KEY belongs in SECRETS_FILE.
 # shellcheck shell=bash disable=SC2034
 JOB=meteor_qwen2_7b

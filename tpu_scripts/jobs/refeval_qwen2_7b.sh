@@ -1,5 +1,5 @@
 # RefEval on Qwen2.5-7B with the paper's settings.
-# RUNS is a folder that all hosts see; the task's files are looked for in DATA/instruction_small.
+# RUNS is gs://... or a folder that all hosts see; the task's files are looked for in DATA/instruction_small.
 # The teacher is on a server: DEEPSEEK_API_KEY belongs in SECRETS_FILE.
 # shellcheck shell=bash disable=SC2034
 JOB=refeval_qwen2_7b
