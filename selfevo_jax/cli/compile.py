@@ -15,7 +15,7 @@ TABLE_MODELS = (
     "open_llama_3b", "open_llama_7b", "open_llama_13b", "llama3_8b", "qwen25_7b", "gemma2_9b",
 )  # fmt: skip
 TABLE_TOPOLOGIES = ("v4-8", "v4-32", "v5e-16", "v5e-64", "v5p-8", "v5p-32", "v6e-8", "v6e-64")
-TABLE_STEPS = ("sft_lora", "dpo_lora", "decode")
+TABLE_STEPS = ("sft_lora", "dpo_lora", "sft_full", "decode")
 
 
 def add(verbs) -> None:
