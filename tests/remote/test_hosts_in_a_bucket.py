@@ -16,8 +16,8 @@ from selfevo_jax.remote.bucket import Bucket
 
 SMALL = ("rounds=1", "prompts.n=16", "sample.n=16", "evaluate.n=8", "learn.lr=3e-3")
 OPTIONS = [f"--config.{text}" for text in SMALL]
-# Eight saves in 32 steps, so that there is time to be killed between two.
-MORE = ("learn.epochs=16", "learn.lr=1e-3", "learn.checkpoint_every=4")
+# 24 saves in 96 steps, so that the bucket surely sees a checkpoint before the fit ends.
+MORE = ("learn.epochs=48", "learn.lr=2e-4", "learn.checkpoint_every=4")
 LONGER = [*OPTIONS, *(f"--config.{text}" for text in MORE)]
 SAMPLED = ("round_00/evaluate", "round_01/prompts", "round_01/sample", "round_01/pair")
 TRAIN = "round_01/train"
