@@ -1,8 +1,10 @@
 """A realistic run folder of one line, made from real reasoning-gym questions and a simulated model;
 and small runs of several lines by hand, in which every figure can be counted."""
 
+import contextlib
 import json
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.judge.pairwise import Comparison
 from selfevo_jax.records import Answer, Example, Pair, Prompt, Row, Sample, Verdict
+from selfevo_jax.report.live import LiveServer
 
 HOSTILE = (
     "</script><img src=x onerror=\"document.documentElement.dataset.pwned='yes'\">"
@@ -215,6 +218,20 @@ PROMPTS = [
     Prompt.make(task=TASK, messages=({"role": "user", "content": f"What is {n} + 1?"},),
                 answer=str(n + 1), meta={}) for n in range(4)
 ]  # fmt: skip
+
+
+@pytest.fixture
+def serving():
+    """Serves the page of a run that goes on, as long as the `with` lasts."""
+
+    @contextlib.contextmanager
+    def serve(workdir):
+        with LiveServer(workdir) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            yield server
+            server.shutdown()
+
+    return serve
 
 
 def told(policy, right, tokens):

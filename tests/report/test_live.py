@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,9 @@ def workdir(run_folder, tmp_path):
 
 
 @pytest.fixture
-def server(workdir):
-    with LiveServer(workdir) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+def server(workdir, serving):
+    with serving(workdir) as server:
         yield server
-        server.shutdown()
 
 
 def get(server, path="/", host=None):

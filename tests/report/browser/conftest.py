@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import threading
 import time
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from selfevo_jax.evaluate.results import summarise
 from selfevo_jax.evaluate.running import Outcome
 from selfevo_jax.report.eval_page import eval_page
-from selfevo_jax.report.live import LiveServer
 from selfevo_jax.report.page import embed_json, write_page
 
 FLAGS = (
@@ -158,20 +156,6 @@ def changed(page_file, tmp_path):
         return target
 
     return make
-
-
-@pytest.fixture
-def serving():
-    """Serves the page of a run that goes on, as long as the `with` lasts."""
-
-    @contextlib.contextmanager
-    def serve(workdir):
-        with LiveServer(workdir) as server:
-            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-            yield server
-            server.shutdown()
-
-    return serve
 
 
 @pytest.fixture
