@@ -35,7 +35,9 @@ def make_mesh(shape: str = "1,-1,1", devices: list[jax.Device] | None = None) ->
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         return Mesh(grid_of_slices(sizes, slices, devices), AXES, axis_types=_AUTO)
-    return jax.make_mesh(sizes, AXES, axis_types=_AUTO, devices=devices)
+    # An axis may take a part of a side of the slice (1,16,4 on 8x8), which jax.make_mesh refuses.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=_AUTO)
 
 
 def grid_of_slices(sizes: Sequence[int], slices: int, devices: Sequence[Any]) -> np.ndarray:

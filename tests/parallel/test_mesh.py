@@ -16,6 +16,11 @@ from selfevo_jax.models.presets import preset
 from selfevo_jax.parallel.mesh import AXES, grid_of_slices, make_mesh
 from selfevo_jax.parallel.placement import placements, replication_warnings
 from selfevo_jax.parallel.rules import shardings, spec_for
+from selfevo_jax.parallel.topologies import devices, topology
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu describes TPUs; not installed"
+)
 
 
 @pytest.fixture
@@ -115,9 +120,19 @@ def test_only_data_and_fsdp_go_over_slices(sizes, count):
     ]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu describes TPUs; not installed"
-)
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v4-32", "v5e-16", "v5p-32", "v6e-8", "v6e-64"])
+def test_every_division_of_a_slice_is_a_mesh(name):
+    """Also where an axis takes a part of a side of the slice, as 1,16,4 does on 8x8 chips."""
+    chips = devices(topology(name))
+    for tensor in (1, 2, 4):
+        for fsdp in (1, 2, len(chips) // tensor):
+            mesh = make_mesh(f"-1,{fsdp},{tensor}", chips)
+            assert set(mesh.devices.flat) == set(chips)
+            assert (mesh.shape["fsdp"], mesh.shape["tensor"]) == (fsdp, tensor)
+
+
+@needs_libtpu
 @pytest.mark.parametrize("shape", ["2,4,1", "1,-1,1", "1,2,2,2"])
 def test_a_mesh_of_two_real_slices(shape, monkeypatch):
     """What `make_mesh` makes of chips as libtpu describes them: one half of the rows a slice."""
