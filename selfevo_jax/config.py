@@ -161,7 +161,10 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> FrozenConfigDict:
         if not equals:
             raise UserError(f"--config.{override} has no value; write --config.{override}=VALUE")
         apply_override(config, name, text)
-    return FrozenConfigDict(config)
+    try:
+        return FrozenConfigDict(config)
+    except ValueError as error:  # such as a list of dicts
+        raise UserError(f"{spec}: {_first_line(error)}") from error
 
 
 def _load_module(path: Path) -> ModuleType:
@@ -241,10 +244,11 @@ def _parse(name: str, text: str, old: Any, kind: type) -> Any:
 
 
 def _alike(new: Sequence[Any], old: Sequence[Any]) -> bool:
-    """Whether values are of the kinds that stood there; whole numbers will do for floats."""
-    kinds = {type(one) for one in old}
+    """Whether values are of the kinds that stood there (where none did, any but lists and the
+    like); whole numbers will do for floats."""
+    kinds = {type(one) for one in old} or {str, bool, int, float}
     kinds |= {int} if float in kinds else set()
-    return not kinds or {type(one) for one in new} <= kinds
+    return {type(one) for one in new} <= kinds
 
 
 def _literal(text: str) -> Any:

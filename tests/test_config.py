@@ -44,7 +44,8 @@ def test_an_override_has_the_type_of_its_setting(override, expected):
 @pytest.mark.parametrize(
     "override",
     ["rounds=two", "rounds=1.5", "rounds=true", "learn.lr=fast", "learn.lr=none",
-     "objective.reference_free=1", "sample.stop=a", "learn.steps=1.5", "rounds"],
+     "objective.reference_free=1", "sample.stop=a", "sample.stop=[{}]", "sample.stop=[[]]",
+     "learn.steps=1.5", "rounds"],
 )  # fmt: skip
 def test_a_value_of_another_type_is_refused(override):
     with pytest.raises(UserError, match=override.partition("=")[0]):
@@ -80,6 +81,7 @@ def test_a_misspelt_override_names_the_nearest(override, near):
         ("    config.learn.lrr = 1", 'Did you mean "lr"'),
         ("    config.rounds = 'a'", "rounds"),
         ("    raise ValueError('no such variant')", "no such variant"),
+        ("    config.unlock().lists = [{}]", "Cannot contain a dict"),
         ("    config.rounds = (", r"broken\.py:6: "),
     ],
 )
