@@ -70,11 +70,10 @@ def cpu(config: ConfigDict) -> ConfigDict:
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """Random models, a teacher among them; every stage is real, the verdicts are the checker's."""
+    """A random model; every stage is real, answers are gold and the verdicts the checker's."""
     config.model = "random:tiny?seed=0"
     config.task.args = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     config.prompts.n, config.rounds = 8, 2
-    config.roles.teacher.model = "random:tiny?seed=1"
     config.guideline.max_new_tokens = config.distil.reply.max_new_tokens = 6
     config.distil.learn.lr, config.distil.learn.epochs = 1e-3, 1
     config.iterate.turns, config.iterate.train_every = 2, 16

@@ -148,11 +148,22 @@ def show_plan(
     for name, bill in run.bills.items():
         said = f"roles.{name} is on a server: {bill.text(config.roles[name].price_out)}"
         progress.console.print(said, markup=False)
+    for name in _unasked(config, run):
+        said = f"roles.{name} is given, and no stage of these settings asks it"
+        progress.console.print(said, markup=False)
     first = next(iter(task.prompts("train", 1, config.seed)))
     progress.console.print("first prompt, as the model reads it:", markup=False)
     text = backend.first_prompt(first.messages)
     progress.console.print(escape_controls(text), markup=False)
     return run
+
+
+def _unasked(config: FrozenConfigDict, run: Run) -> list[str]:
+    """The roles that are given a model or an adapter, and that the planned stages never ask."""
+    asked = {policy.name for policy in run.policies if policy.role is not None}
+    roles = config.get("roles", {})
+    given = [name for name in roles if roles[name].model or roles[name].adapter]
+    return [name for name in given if name not in asked]
 
 
 def check_supply(config: FrozenConfigDict, task: Task, needs: Mapping[Split, Need]) -> None:

@@ -408,7 +408,16 @@ def test_nobody_teaches_itself_unawares(method, asked):
     with pytest.raises(
         UserError, match=r"roles\.teacher\.model is not given, .* ask for a teacher"
     ):
-        run(asked, "roles.teacher.model=", dry_run=True)
+        run(asked, dry_run=True)
     said = run(asked, "roles.teacher.model=random:tiny?seed=0", dry_run=True)
     assert re.search(r"round_01/distil +teacher", said)
-    assert "round_01/distil" not in run("roles.teacher.model=", dry_run=True)
+    assert "round_01/distil" not in run(dry_run=True)
+
+
+def test_a_role_that_nothing_asks_is_named(method):
+    """With gold answers a teacher has nothing to do, which the plan says."""
+    run, teacher = method("idle"), "roles.teacher.model=random:tiny?seed=1"
+    idle = "roles.teacher is given, and no stage of these settings asks it"
+    assert idle in run(teacher, dry_run=True)
+    assert idle not in run(teacher, "distil.by=teacher", dry_run=True)
+    assert "no stage" not in run(dry_run=True)

@@ -63,8 +63,8 @@ WHEN: dict[str, list[list[str]]] = {
         ["human.file=ROWS", "examples.file=ROWS"],
     ],
     "meteor": [
-        ["distil.by=teacher", "iterate.verdict=judge", ACCEPT, BAND],
-        ["distil.compare=true", "criteria.questions=2"],
+        [TEACHER, "distil.by=teacher", "iterate.verdict=judge", ACCEPT, BAND],
+        [TEACHER, "distil.compare=true", "criteria.questions=2"],
     ],
     "offline": [["objective.loss=kto"]],
     "refeval": [
