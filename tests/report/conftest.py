@@ -1,5 +1,5 @@
 """A realistic run folder of one line, made from real reasoning-gym questions and a simulated model;
-and small runs of several lines by hand, in which every figure can be counted."""
+small runs of several lines by hand, in which every figure can be counted; the live page of a run."""
 
 import contextlib
 import json
@@ -218,20 +218,6 @@ PROMPTS = [
     Prompt.make(task=TASK, messages=({"role": "user", "content": f"What is {n} + 1?"},),
                 answer=str(n + 1), meta={}) for n in range(4)
 ]  # fmt: skip
-
-
-@pytest.fixture
-def serving():
-    """Serves the page of a run that goes on, as long as the `with` lasts."""
-
-    @contextlib.contextmanager
-    def serve(workdir):
-        with LiveServer(workdir) as server:
-            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-            yield server
-            server.shutdown()
-
-    return serve
 
 
 def told(policy, right, tokens):
@@ -453,3 +439,17 @@ def chosen(tmp_path_factory) -> Path:
 def own_branches(tmp_path) -> Path:
     """Like `branches`, to be changed."""
     return build_branches(tmp_path / "own")
+
+
+@pytest.fixture
+def serving():
+    """Serves the page of a run that goes on, as long as the `with` lasts."""
+
+    @contextlib.contextmanager
+    def serve(workdir):
+        with LiveServer(workdir) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            yield server
+            server.shutdown()
+
+    return serve
