@@ -239,6 +239,8 @@ def _parse(name: str, text: str, old: Any, kind: type) -> Any:
         return tuple(value)
     if several or type(value) is not kind:
         example = "" if old is None else f", as in {old!r}"
+        if several and not old:
+            example = " of texts or numbers"
         raise UserError(f"--config.{name}={text}: this setting is a {kind.__name__}{example}")
     return value
 

@@ -57,6 +57,10 @@ def test_the_values_in_a_tuple_have_the_type_of_those_before():
     assert load_config(refeval, ["betas=(1,0.5)"]).betas == (1, 0.5)
     with pytest.raises(UserError, match=r"betas=\(1,'a'\): this setting is a tuple, as in \(0"):
         load_config(refeval, ["betas=(1,'a')"])
+    with pytest.raises(
+        UserError, match=r"stop=\[\{\}\]: this setting is a tuple of texts or numbers"
+    ):
+        load_config(QUICKSTART, ["sample.stop=[{}]"])
 
 
 @pytest.mark.parametrize(
