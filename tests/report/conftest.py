@@ -1,5 +1,5 @@
 """A realistic run folder of one line, made from real reasoning-gym questions and a simulated model;
-small runs of several lines by hand, in which every figure can be counted; the live page of a run."""
+small runs of several lines by hand, whose every figure can be counted; the live page of a run."""
 
 import contextlib
 import json
