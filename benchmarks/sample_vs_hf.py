@@ -195,7 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=128, help="most new tokens")
     parser.add_argument("--rounds", type=int, default=1, help="each: ours, theirs, ours again")
     parser.add_argument("--calibrate", type=int, default=16, help="prompts to find the best batch")
-    parser.add_argument("--slots", type=int, nargs="+", default=[96])
+    parser.add_argument("--slots", type=int, nargs="+", default=[192])
     parser.add_argument("--hf-batch", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--parallel", type=int, nargs="+", default=[16, 32])
     return parser.parse_args()

@@ -18,7 +18,8 @@ from selfevo_jax.sample.prompts import Passage, Prompts
 from selfevo_jax.sample.protocol import MAX_LABELS, MAX_STOP_TOKENS
 from selfevo_jax.sample.select import Rules
 
-STEP = 128  # the shortest cache; lengths are multiples of it
+SHORTEST = 128  # slots of the shortest cache, but for one that holds all
+STEP = 64  # the longest is a multiple of it
 LONG = 1024
 
 
@@ -177,7 +178,7 @@ def cache_lengths(max_length: int) -> tuple[int, ...]:
     empty than a shorter cache saves. In long ones most of a step is the reading of the cache.
     """
     most = -(-max_length // STEP) * STEP
-    doubled = [STEP * 2**power for power in range(most.bit_length())]
+    doubled = [SHORTEST * 2**power for power in range(most.bit_length())]
     between = [size + size // 2 for size in doubled if size >= LONG]
     smaller = [size for size in doubled + between if size * (2 if size < LONG else 4 / 3) <= most]
     return (*sorted(smaller), most)
