@@ -28,6 +28,7 @@ _FREE = {
     "call", "after-all", "partition-id", "replica-id", "opt-barrier",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the operand that is written
 _NAMES = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
@@ -193,8 +194,8 @@ class _Walk:
         if kind in _SLICES:
             read = array_bytes(instruction.type, hbm_only=False)
             return self._if_hbm(computation, instruction, 0, read) + array_bytes(instruction.type)
-        if kind == "dynamic-update-slice":
-            update = array_bytes(computation[instruction.operands[1]].type, hbm_only=False)
+        if kind in _UPDATES:
+            update = _updated(computation, instruction)
             return 2 * update if array_bytes(instruction.type) else 0.0
         if kind == "fusion":
             return self._fusion_bytes(computation, instruction)
@@ -226,7 +227,7 @@ class _Walk:
                 total += array_bytes(user.type, hbm_only=False)
             elif user.kind == "bitcast":
                 total += self._read(inner, users, user.name)
-            elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
+            elif user.kind in _UPDATES and user.operands[0] == name:
                 pass  # written in place
             elif user.kind == "fusion":
                 deeper = self._computations[user.called("calls")[0]]
@@ -237,8 +238,8 @@ class _Walk:
         return total
 
     def _written(self, inner, root) -> float:
-        if root.kind == "dynamic-update-slice":
-            return array_bytes(inner[root.operands[1]].type, hbm_only=False)
+        if root.kind in _UPDATES:
+            return _updated(inner, root)
         if root.kind in ("bitcast", "tuple"):
             return sum(self._written(inner, inner[name]) for name in root.operands)
         if root.kind == "fusion":
@@ -280,6 +281,11 @@ def _users(computation: Computation) -> dict[str, list[Instruction]]:
         for name in set(line.operands):
             users[name].append(line)
     return users
+
+
+def _updated(computation: Computation, line: Instruction) -> float:
+    """Bytes that an instruction writes into an array that it takes over."""
+    return array_bytes(computation[line.operands[_UPDATES[line.kind]]].type, hbm_only=False)
 
 
 def _parameter(computation: Computation, index: int) -> str:

@@ -1,4 +1,5 @@
-"""`selfevo compile`: what a step costs on TPUs that are not here, by compiling it for them."""
+"""`selfevo compile`: what a step costs on TPUs or cards that are not here, by compiling it for
+them."""
 
 import argparse
 import json
@@ -24,14 +25,14 @@ def add(verbs) -> None:
         verbs,
         "compile",
         act,
-        "Compile a step for a TPU slice that is not here: does it fit?",
+        "Compile a step for TPUs or cards that are not here: does it fit?",
         "selfevo compile --preset=llama3_8b --step=dpo_lora --topology=v5e:4x4",
     )
     parser.add_argument("--preset", help="a model's shape, such as llama3_8b")
     parser.add_argument(
         "--step", default="dpo_lora", help="sft_lora | dpo_lora | sft_full | prefill | decode"
     )
-    parser.add_argument("--topology", help="v5e:4x4, v5e-16, v4-32, v6e-8, ...")
+    parser.add_argument("--topology", help="v5e:4x4, v5e-16, v4-32, h100:8, ...")
     parser.add_argument("--chips", help="the slice to plan for, such as v5e:16; with --plan")
     parser.add_argument(
         "--mesh", default="1,-1,1", help="data,fsdp,tensor[,sequence] (%(default)s)"

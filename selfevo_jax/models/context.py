@@ -24,6 +24,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """What the chips of that mesh, or this machine's, are called by their maker."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.local_devices()[0].device_kind if device is None else device.device_kind
+
+
 def serves(length: int) -> bool:
     """Whether the mesh in use spreads rows of this length (not the one token of `init_params`)."""
     parts = sequence_parts()

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from selfevo_jax.models.config import ModelConfig
-from selfevo_jax.models.context import on_each_chip, platform
+from selfevo_jax.models.context import device_kind, on_each_chip, platform
+from selfevo_jax.parallel.cards import capability
 
 LEAST = 128  # a guess: where the kernel begins to pay was never measured
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -61,6 +62,9 @@ def _rows(query_btnh, key_bksh, value_bksh, mask_bts, *, scale, implementation):
 
 def _capability() -> tuple[int, ...]:
     """NVIDIA's number of the card's generation; (0,) of a card that is not theirs."""
+    described = capability(device_kind())
+    if described is not None:
+        return described
     number = getattr(jax.local_devices()[0], "compute_capability", "")
     parts = str(number).split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (0,)

@@ -72,6 +72,29 @@ def test_a_slice_that_is_fetched_ahead_is_no_more_than_a_slice():
     assert traffic(PREFETCH).hbm_bytes == 16 * 100 * 2
 
 
+SCATTER = """HloModule m, is_scheduled=true
+
+%fused (p0: f32[64,100], p1: s32[2,1], p2: f32[2,100]) -> f32[64,100] {
+  %p0 = f32[64,100]{1,0} parameter(0)
+  %p1 = s32[2,1]{1,0} parameter(1)
+  %p2 = f32[2,100]{1,0} parameter(2)
+  ROOT %put = f32[64,100]{1,0} scatter(%p0, %p1, %p2), to_apply=%last
+}
+
+ENTRY %main (a: f32[64,100], i: s32[2,1], u: f32[2,100]) -> f32[64,100] {
+  %a = f32[64,100]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %u = f32[2,100]{1,0} parameter(2)
+  ROOT %new = f32[64,100]{1,0} fusion(%a, %i, %u), kind=kInput, calls=%fused
+}
+"""
+
+
+def test_what_is_scattered_into_an_array_is_all_that_is_written():
+    """A token's keys go into a cache of thousands in place, which was counted twice as a whole."""
+    assert traffic(SCATTER).hbm_bytes == 2 * 4 + 2 * 800
+
+
 def test_a_loop_without_a_bound_runs_as_often_as_said():
     text = MODULE.replace("%n = s32[] constant(5)", "%n = s32[] get-tuple-element(%c), index=0")
     assert traffic(text, 7).collectives["all-gather"][0] == 7

@@ -158,6 +158,9 @@ ELSEWHERE = {  # with a folder, a port, a bucket or a job of the test's own
 NOT_HERE = {
     "make test": "it is what runs this test",
     ".venv/bin/pip install -c constraints/py311.txt -e .[cuda]": "gigabytes of CUDA for a GPU",
+    "selfevo compile --preset=llama3_8b --step=dpo_lora --topology=h200:1 --batch=8": (
+        "it needs them; tests/aot/test_cards.py runs where they are"
+    ),
 }
 SHORT = {command: extra for story in STORIES.values() for command, extra in story.items()}
 

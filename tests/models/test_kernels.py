@@ -5,6 +5,7 @@ Splash attention runs interpreted; of cuDNN's, the same call on XLA, and its low
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -103,14 +104,16 @@ def test_the_mask_decides_what_is_seen():
     assert not np.allclose(first[0, other], second[0, other])
 
 
+def described(kind: str, platform: str):
+    """As if the mesh in use were of one such chip, which is not here."""
+    device = jax.sharding.AbstractDevice(kind, 1, platform)
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, 1), AXES, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
 def test_only_tpus_are_served():
     assert not splash.serves(LENGTH, LENGTH)  # this machine's backend is the CPU
-    mesh = jax.sharding.AbstractMesh(
-        (1, 1, 1, 1),
-        AXES,
-        abstract_device=jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu"),
-    )
-    with jax.sharding.use_abstract_mesh(mesh):
+    with described("TPU v5 lite", "tpu"):
         assert splash.serves(LENGTH, LENGTH)
         assert not splash.serves(1, LENGTH)  # decoding
         assert not splash.serves(100, 100)  # shorter than a block
@@ -134,16 +137,25 @@ def test_cuda_runs_the_fused_kernel_forward_and_backward(monkeypatch):
     assert "dot_general" not in text
 
 
-def test_cudnn_serves_what_its_kernel_has(monkeypatch):
+def test_cudnn_serves_what_its_kernel_has():
     config = preset("llama3_8b")
     assert not cudnn.serves(config, 2048, jnp.bfloat16)  # this machine's backend is the CPU
+    with described("TPU v5 lite", "tpu"):
+        assert not cudnn.serves(config, 2048, jnp.bfloat16)
+    with described("AMD Instinct MI300X", "gpu"):  # a card, and none of NVIDIA's
+        assert not cudnn.serves(config, 2048, jnp.bfloat16)
+    with described("NVIDIA H200", "gpu"):
+        assert cudnn.serves(config, 2048, jnp.bfloat16)
+        assert not cudnn.serves(config, 2048, jnp.float32)
+        assert not cudnn.serves(config, 127, jnp.bfloat16)
+        assert not cudnn.serves(config, 1, jnp.bfloat16)
+        assert not cudnn.serves(replace(config, attn_softcap=50.0), 2048, jnp.bfloat16)
+        assert not cudnn.serves(replace(config, head_dim=256), 2048, jnp.bfloat16)
+
+
+def test_a_card_older_than_the_kernel_is_not_served(monkeypatch):
     monkeypatch.setattr(cudnn, "platform", lambda: "gpu")
-    assert not cudnn.serves(config, 2048, jnp.bfloat16)  # and its device is no card of NVIDIA's
-    monkeypatch.setattr(cudnn, "_capability", lambda: (9, 0))
-    assert cudnn.serves(config, 2048, jnp.bfloat16)
-    assert not cudnn.serves(config, 2048, jnp.float32)
-    assert not cudnn.serves(config, 127, jnp.bfloat16) and not cudnn.serves(config, 1, jnp.bfloat16)
-    assert not cudnn.serves(replace(config, attn_softcap=50.0), 2048, jnp.bfloat16)
-    assert not cudnn.serves(replace(config, head_dim=256), 2048, jnp.bfloat16)
-    monkeypatch.setattr(cudnn, "_capability", lambda: (7, 5))
-    assert not cudnn.serves(config, 2048, jnp.bfloat16)
+    for number, served in (("7.5", False), ("8.0", True), ("12.0", True)):
+        card = SimpleNamespace(device_kind="a card", compute_capability=number)
+        monkeypatch.setattr(jax, "local_devices", lambda card=card: [card])
+        assert cudnn.serves(preset("llama3_8b"), 2048, jnp.bfloat16) == served
