@@ -113,6 +113,10 @@ class JaxBackend:
         """Hash of the base's parameters and of its tokenizer with the chat template."""
         return content_id(self.model.hash, self.model.tokenizer.hash)
 
+    def check_mesh(self) -> None:
+        """Raises UserError where the devices do not make up `compute.mesh`."""
+        _ = self.model.mesh
+
     def first_prompt(self, messages: Iterable[Mapping[str, str]]) -> str:
         """A prompt as the model reads it, control tokens in printed form."""
         return prompt_text(self.model.tokenizer, tuple(messages))

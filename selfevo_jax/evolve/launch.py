@@ -76,6 +76,8 @@ def launch(
         stack.enter_context(told_by_logging(progress))
         task = get_task(config.task.name, **config.task.args.to_dict())
         backend = open_backend(config, progress, workdir)
+        if not dry_run:  # a plan may be made far from the devices that it is for
+            backend.check_mesh()
         _tell_changes(config, workdir, progress)
         plan = show_plan(config, workdir, task, backend, progress)
         barrier()  # the plan looks at what host 0 is about to change

@@ -127,6 +127,9 @@ class TorchBackend(JaxBackend):
         self._group = group
         self.samplers: Samplers | None = None
 
+    def check_mesh(self) -> None:
+        """Nothing: `compute.mesh` divides what JAX sees, and here processes have the GPUs."""
+
     def generator(self, policy: Policy) -> Generator:
         """See `Backend.generator`: an engine here, or one in each of the group's processes here."""
         remote = policy.role is not None and policy.role.remote is not None

@@ -15,7 +15,7 @@ from selfevo_jax.config import load_config
 from selfevo_jax.errors import UserError
 from selfevo_jax.evaluate.tasks import get_task
 from selfevo_jax.evolve import launch
-from selfevo_jax.evolve.files import disk_full_is_a_message, locked
+from selfevo_jax.evolve.files import LOCK, disk_full_is_a_message, locked
 from selfevo_jax.evolve.model_stages import Need
 from selfevo_jax.evolve.pairs import right_against_wrong
 from selfevo_jax.records import Prompt, Sample, Verdict
@@ -93,6 +93,22 @@ def test_fewer_rounds_put_the_others_aside(mini):
     assert "round_02/train is not in the plan" in said
     assert not (mini.workdir / "round_02").exists()
     assert (mini.workdir / "superseded/round_02-train-1/adapter").exists()
+
+
+def test_a_mesh_that_is_not_here_is_refused_before_anything_is_moved(mini):
+    mini("evaluate.n=2")
+    before = kept(mini.workdir)
+    other = ("evaluate.n=2", "learn.lr=0.02", "compute.mesh=1,7,1")
+    with pytest.raises(UserError, match="mesh '1,7,1' does not fit"):
+        mini(*other)
+    assert kept(mini.workdir) == before
+    assert "expected memory" in mini(*other, dry_run=True)  # a plan for other devices
+
+
+def kept(workdir: Path) -> dict[Path, bytes]:
+    """Every file of a run but its log and its lock."""
+    files = (path for path in workdir.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files if path.name not in ("log.jsonl", LOCK)}
 
 
 def test_a_corrupt_record_file_is_refused_by_name(mini):
