@@ -1,7 +1,9 @@
 """Real steps compiled for TPUs: what each chip holds, what does not fit, and the command."""
 
 import dataclasses
+import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -124,6 +126,19 @@ def test_what_does_not_fit_is_made_to_fit(capsys):
     assert changed.batch == better["batch"] == HUGE.batch
     tried = [line.removeprefix("trying ") for line in said.err.splitlines()]
     assert (tried[-1], changed) in list(remedies(HUGE))
+
+
+def test_the_page_s_command_for_a_card(capsys):
+    """What JAX's plugin for CUDA makes of it, or the remedy where that is not installed."""
+    arguments = "--preset=llama3_8b --step=dpo_lora --topology=h200:1 --batch=8"
+    status, said = main(["compile", *arguments.split()]), capsys.readouterr()
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        assert (status, said.out) == (2, "")
+        assert "compiling for NVIDIA cards needs" in said.err
+        assert said.err.endswith("pip install 'selfevo_jax[cuda]'\n")
+    else:
+        assert status == 0
+        assert re.search(r"^fits: 2\d\.\d\d of 105\.30 GiB", said.out, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("libtpu")

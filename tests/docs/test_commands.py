@@ -141,6 +141,9 @@ ELSEWHERE = {  # with a folder, a port, a bucket or a job of the test's own
     "selfevo push my-model --repo=me/my-model --private": (
         "tests/report/test_card_and_push.py::test_push_sends_the_export_and_nothing_else"
     ),
+    "selfevo compile --preset=llama3_8b --step=dpo_lora --topology=h200:1 --batch=8": (
+        "tests/aot/test_compile.py::test_the_page_s_command_for_a_card"
+    ),
     "make install": (
         "tests/test_packaging.py::test_make_install_is_constrained_and_repeated_only_when_needed"
     ),
@@ -158,9 +161,6 @@ ELSEWHERE = {  # with a folder, a port, a bucket or a job of the test's own
 NOT_HERE = {
     "make test": "it is what runs this test",
     ".venv/bin/pip install -c constraints/py311.txt -e .[cuda]": "gigabytes of CUDA for a GPU",
-    "selfevo compile --preset=llama3_8b --step=dpo_lora --topology=h200:1 --batch=8": (
-        "it needs them; tests/aot/test_cards.py runs where they are"
-    ),
 }
 SHORT = {command: extra for story in STORIES.values() for command, extra in story.items()}
 
