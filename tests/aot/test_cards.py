@@ -34,7 +34,7 @@ def test_a_training_step_has_cudnn_s_attention_in_both_directions(card):
 
 
 def test_products_of_8_bit_floats_stay_products_of_8_bit_floats():
-    """From Ada and Hopper on; an older card widens both sides first."""
+    """On Hopper; an older card widens both sides first."""
     case = Case("smollm2_135m", "sft_lora", "h100:1", batch=2, seq=256, quant="fp8")
     assert {("f8e4m3fn", "f8e4m3fn"), ("f8e5m2", "f8e4m3fn")} <= multiplied(case)
     older = multiplied(replace(case, topology="a100:1"))
