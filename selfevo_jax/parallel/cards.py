@@ -18,8 +18,9 @@ SHARED_BYTES_OF_A_BLOCK = 48 * 2**10  # without asking for more
 class Card:
     """One card. Bandwidths in bytes a second; `link_bandwidth` is NVLink's in one direction.
 
-    `kind` is the name that the driver gives it; `shared_bytes` is what a multiprocessor shares
-    among its threads, of which one block may take all but 1 KiB.
+    `kind` is the name that the driver gives it; `memory_bytes` what CUDA reports, in whole GiB;
+    `units` are the float32 units of a multiprocessor; `shared_bytes` is what it shares among its
+    threads, of which one block may take all but 1 KiB.
     """
 
     kind: str
@@ -37,15 +38,15 @@ class Card:
 
 CARDS = {
     "a100": Card(
-        "NVIDIA A100-SXM4-80GB", (8, 0), 85_095_874_560, 2.039e12, 300e9, 312e12,
+        "NVIDIA A100-SXM4-80GB", (8, 0), 79 * 2**30, 2.039e12, 300e9, 312e12,
         108, 64, 1.41, 164 * 2**10, 40 * 2**20,
     ),
     "h100": Card(
-        "NVIDIA H100 80GB HBM3", (9, 0), 84_978_434_048, 3.352e12, 450e9, 989e12,
+        "NVIDIA H100 80GB HBM3", (9, 0), 79 * 2**30, 3.352e12, 450e9, 989e12,
         132, 128, 1.98, 228 * 2**10, 50 * 2**20,
     ),
     "h200": Card(
-        "NVIDIA H200", (9, 0), 150_754_820_096, 4.8e12, 450e9, 989e12,
+        "NVIDIA H200", (9, 0), 139 * 2**30, 4.8e12, 450e9, 989e12,
         132, 128, 1.98, 228 * 2**10, 60 * 2**20,
     ),
 }  # fmt: skip

@@ -131,7 +131,7 @@ def _tpus(topology: Topology) -> TopologyDescription:
     try:
         return get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except (RuntimeError, NotImplementedError) as error:
-        raise _unknown(topology, error, "TPUs needs libtpu", "tpu-aot") from error
+        raise _not_described(topology, error, "TPUs needs libtpu", "tpu-aot") from error
 
 
 def _cards(topology: Topology) -> TopologyDescription:
@@ -141,10 +141,10 @@ def _cards(topology: Topology) -> TopologyDescription:
             platform="cuda", topology=f"1x1x{topology.chips}", target_config=described
         )
     except (RuntimeError, NotImplementedError) as error:
-        raise _unknown(topology, error, "NVIDIA cards needs JAX's plugin", "cuda") from error
+        raise _not_described(topology, error, "NVIDIA cards needs JAX's plugin", "cuda") from error
 
 
-def _unknown(topology: Topology, error: Exception, needs: str, extra: str) -> UserError:
+def _not_described(topology: Topology, error: Exception, needs: str, extra: str) -> UserError:
     return UserError(
         f"cannot describe {topology.name}: {str(error).splitlines()[0]}; compiling for {needs}: "
         f"pip install 'selfevo_jax[{extra}]'"

@@ -138,7 +138,7 @@ def test_the_page_s_command_for_a_card(capsys):
         assert said.err.endswith("pip install 'selfevo_jax[cuda]'\n")
     else:
         assert status == 0
-        assert re.search(r"^fits: 2\d\.\d\d of 105\.30 GiB", said.out, re.MULTILINE)
+        assert re.search(r"^fits: 2\d\.\d\d of 104\.25 GiB", said.out, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("libtpu")
