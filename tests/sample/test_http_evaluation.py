@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -73,12 +74,12 @@ def test_an_evaluation_that_starts_again_keeps_its_cap(command, tmp_path, capsys
     assert f"price of {server.url}#m: {9 - sent} requests, 0 of them" in capsys.readouterr().out
 
 
-def test_the_pace_and_the_cap_are_one_for_all_tasks(command, tmp_path, capsys):
-    """Each task asks through the same client."""
+def test_the_pace_is_kept(command):
+    """Seventeen requests at twenty a second; what else the machine does can only delay them."""
     server, run = command
+    begun = time.monotonic()
     assert run("--tasks=boolq,gsm8k", "--server=per_minute=1200", "--max-new-tokens=8") == 0
-    gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert len(gaps) == 16 and min(sorted(gaps)[2:]) > 0.03
+    assert len(server.times) == 17 and max(server.times) - begun > 14 / 20
 
 
 def test_settings_of_a_server_want_one(command, capsys):
