@@ -14,7 +14,9 @@ from typing import Any
 def flops(jaxpr: Any, unknown_trips: float = 1.0) -> float:
     """FLOPs over all chips of a (closed) jaxpr; `while` loops count `unknown_trips` times.
 
-    Of a conditional the cheapest branch counts.
+    Of a conditional the cheapest branch counts, and of a kernel what it says of itself. Splash
+    attention says nothing, and leaves out blocks by conditionals: it counts nothing (about 4 % of
+    a step of llama3_8b with rows of 2,048 tokens).
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     return sum(_equation(equation, unknown_trips) for equation in jaxpr.eqns)
@@ -36,8 +38,8 @@ def _equation(equation: Any, unknown_trips: float) -> float:
     times = 1
     if name == "shard_map":
         times = math.prod(params["mesh"].shape.values())
-    elif name == "pallas_call":
-        times = math.prod(params["grid_mapping"].grid)
+    elif name == "pallas_call" and params["cost_estimate"] is not None:
+        return float(params["cost_estimate"].flops)
     return times * sum(flops(value, unknown_trips) for value in inner)
 
 

@@ -6,7 +6,8 @@ with a constant runs that often, any other as often as the caller says. A condit
 with its cheapest branch (the others are rare ways out, as in cutting the vocabulary).
 
 Bytes are those of HBM: a buffer that the compiler placed in on-chip memory (`S(1)` in its
-layout) is free. A fusion that reads or writes a slice of an operand counts the slice.
+layout) is free. A fusion that reads or writes a slice of an operand counts the slice. A kernel that
+says what it moves is believed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _FREE = {
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; the operand that is written
+_TOLD = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
 _NAMES = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
@@ -199,6 +201,8 @@ class _Walk:
             return 2 * update if array_bytes(instruction.type) else 0.0
         if kind == "fusion":
             return self._fusion_bytes(computation, instruction)
+        if told := _TOLD.search(instruction.rest):
+            return float(told[1])
         return array_bytes(instruction.type) + sum(
             array_bytes(computation[name].type) for name in instruction.operands
         )

@@ -30,7 +30,7 @@ from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
 from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.mesh import BATCH_AXES, batch_sharding, make_mesh
-from selfevo_jax.parallel.rules import shardings
+from selfevo_jax.parallel.rules import one_layer, shardings
 from selfevo_jax.parallel.topologies import Topology, devices, topology
 from selfevo_jax.sample import device
 from selfevo_jax.sample.select import Rules
@@ -248,10 +248,14 @@ def _base(case: Case) -> dict:
 
 
 def _placed(tree: Any, mesh: Mesh) -> Any:
+    return _with_shardings(tree, shardings(tree, mesh))
+
+
+def _with_shardings(tree: Any, places: Any) -> Any:
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,
-        shardings(tree, mesh),
+        places,
     )
 
 
@@ -277,15 +281,11 @@ def _micro_batch(case: Case, mesh: Mesh, completions: int) -> tuple[MicroBatch, 
 
 def _serving_params(case: Case, mesh: Mesh) -> dict:
     """As `JaxGenerator` holds them: layers apart, each placed like its share of the stack."""
-    stacked = _placed(_base(case), mesh)
-    apart = jax.eval_shape(unstack_layers, stacked)
-
-    def layer(leaf, whole):
-        spec = P(*whole.sharding.spec[1:])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    layers = tuple(jax.tree.map(layer, tree, stacked["layers"]) for tree in apart["layers"])
-    return {**stacked, "layers": layers}
+    base = _base(case)
+    apart = jax.eval_shape(unstack_layers, base)
+    places = shardings(base, mesh)
+    places["layers"] = (one_layer(places["layers"]),) * case.config.num_layers
+    return _with_shardings(apart, places)
 
 
 def _caches(case: Case, mesh: Mesh) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from selfevo_jax.models.lora import Adapter, LoraConfig, adapter
 from selfevo_jax.models.quantize import KINDS, quantize_base
 from selfevo_jax.parallel.compile_cache import keep_compiled
 from selfevo_jax.parallel.distributed import one_after_another
-from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
+from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh, with_layers_split
 from selfevo_jax.parallel.placement import replication_warnings
 from selfevo_jax.parallel.rules import same_shares, shardings
 from selfevo_jax.sample.engine import JaxGenerator
@@ -93,6 +93,14 @@ class JaxModel:
         return local_mesh(self.training_mesh)
 
     @cached_property
+    def sampling_mesh(self) -> Mesh:
+        """`mesh` as the engine has it. A CPU's devices share one memory, so that nothing is to be
+        gained: there a row's bits are the same on any number of them."""
+        if self.mesh.devices.flat[0].platform == "cpu":
+            return self.mesh
+        return with_layers_split(self.mesh, self.files.config.num_kv_heads)
+
+    @cached_property
     def params(self) -> dict:
         """The base's parameters on `mesh`."""
         return self._load(self.mesh)
@@ -143,16 +151,15 @@ class JaxModel:
                 prompt_rows=self._share(PROMPT_ROWS),
                 max_length=min(self.settings["max_length"], self.files.config.max_position),
                 compute=self.compute,
-                mesh=self.mesh,
+                mesh=self.sampling_mesh,
             )
             self._generator = (folder, engine)
         return self._generator[1]
 
     def _share(self, rows: int) -> int:
         """This host's share of so many rows of all hosts, as its mesh splits them evenly."""
-        split = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
-        whole = math.prod(self.training_mesh.shape[axis] for axis in BATCH_AXES)
-        return max(rows // whole, 1) * split
+        split = math.prod(self.sampling_mesh.shape[axis] for axis in BATCH_AXES)
+        return max(rows // jax.process_count() // split, 1) * split
 
     def release_generator(self) -> None:
         """Drops the engine, so that its cache does not lie beside what training needs."""

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 
 from selfevo_jax.models.attention import Layout, by_key_head, by_place, of_groups, scaled
 from selfevo_jax.models.config import ModelConfig
-from selfevo_jax.models.context import platform
+
+WIDTHS = 8  # a TPU keeps other widths in another order of the axes, to save the room
 
 
 @flax.struct.dataclass
 class Cache:
     """Keys [b, k, h, s] and values [b, k, s, h] of every layer.
 
+    Heads have the model's width, filled up with zeros to a multiple of `WIDTHS` (`widened`).
     `layout` says which token stands in each of the s slots; segment 0 marks an empty one.
     Every leaf has the row axis first, so rows are copied by indexing the whole tree.
     """
@@ -32,13 +34,18 @@ class Cache:
 
 def init_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype = jnp.float32) -> Cache:
     """An empty cache of `slots` tokens for each of `rows` rows."""
-    heads, width = config.num_kv_heads, config.head_dim
+    heads, width = config.num_kv_heads, -(-config.head_dim // WIDTHS) * WIDTHS
 
     def empty(*shape: int) -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros((rows, heads, *shape), dtype) for _ in range(config.num_layers))
 
     places = Layout(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(3)))
     return Cache(empty(width, slots), empty(slots, width), places)
+
+
+def widened(x_btnh: jax.Array, width: int) -> jax.Array:
+    """Queries, keys or values as wide as a cache has them."""
+    return jnp.pad(x_btnh, ((0, 0), (0, 0), (0, 0), (0, width - x_btnh.shape[-1])))
 
 
 def stored(
@@ -49,8 +56,6 @@ def stored(
     value_btkh: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One layer's keys and values with token (b, t) at slot `slots_bt[b, t]`; outside: dropped."""
-    if slots_bt.shape[1] == 1 and platform() == "tpu":
-        return _selected(key_bkhs, value_bksh, slots_bt, key_btkh, value_btkh)
     if slots_bt.size == 1:
         # XLA makes the write of a single token a slice update, merges it into what reads the
         # cache and then copies the whole cache; two writes stay in place, and one is dropped.
@@ -64,19 +69,6 @@ def stored(
         value_btkh.astype(value_bksh.dtype), mode="drop"
     )
     return keys, values
-
-
-def _selected(key_bkhs, value_bksh, slots_bt, key_btkh, value_btkh):
-    """`stored` for one token a row, by passing over the whole cache.
-
-    A TPU scatters in another order of the axes than it multiplies in, and turns all keys and values
-    round and back for every token: four passes over the cache in the place of two.
-    """
-    here_b11s = (slots_bt == jnp.arange(value_bksh.shape[2]))[:, None, None]
-    new_bkh1 = key_btkh.astype(key_bkhs.dtype).transpose(0, 2, 3, 1)
-    new_bk1h = value_btkh.astype(value_bksh.dtype).swapaxes(1, 2)
-    keys = jnp.where(here_b11s, new_bkh1, key_bkhs)
-    return keys, jnp.where(here_b11s.swapaxes(2, 3), new_bk1h, value_bksh)
 
 
 def attend_cached(

@@ -18,9 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from selfevo_jax.models import context, cudnn, splash
+from selfevo_jax.models import context, cudnn, decode_attention, splash
 from selfevo_jax.models.attention import NO_WINDOW, Blocks, Layout, attend, row_mask, visible
-from selfevo_jax.models.cache import Cache, attend_cached, stored
+from selfevo_jax.models.cache import Cache, attend_cached, stored, widened
 from selfevo_jax.models.config import (
     KEPT,
     Compute,
@@ -30,7 +30,7 @@ from selfevo_jax.models.config import (
 )
 from selfevo_jax.models.projection import KERNEL_INIT, LoraSlice, Projection
 from selfevo_jax.parallel.mesh import constrain_batch
-from selfevo_jax.parallel.rules import gathered
+from selfevo_jax.parallel.rules import by_feature, gathered
 
 _ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": functools.partial(nn.gelu, approximate=True)}
 
@@ -102,7 +102,7 @@ class Block(nn.Module):
         )
         x_btd = x_btd + after("attn_post_norm", mixed_btd)
         inner_btd = Mlp(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_btd), lora)
-        return constrain_batch(x_btd + after("mlp_post_norm", inner_btd)), back
+        return _between_layers(x_btd + after("mlp_post_norm", inner_btd)), back
 
 
 class ScanLayer(nn.Module):
@@ -217,7 +217,7 @@ def forward_cached(
     places = cache.layout.write(layout, slots_bt)
     masks = [visible(layout, places, window) for window in _windows(config)]
     rope = rope_angles(config, layout.positions_bt)
-    x_btd = _embed(config, params["embed_tokens"]["embedding"], tokens_bt, compute)
+    x_btd = _between_layers(_embed(config, params["embed_tokens"]["embedding"], tokens_bt, compute))
     keys, values = [], []
     for layer, kind in enumerate(_window_kinds(config)):
         kept = (cache.key_bkhs[layer], cache.value_bksh[layer])
@@ -307,6 +307,19 @@ def _embed(config, table_vd, tokens_bt, compute):
     )
 
 
+def _between_layers(x_btd: jax.Array) -> jax.Array:
+    """How activations lie over the mesh.
+
+    Those of one token a row are far smaller than the weights, so that these stay where they are:
+    each chip multiplies with its share, and sums are exchanged (Pope et al., 2022,
+    arXiv:2211.05102, section 3.2). A CPU's devices share one memory: there rows are left whole, and
+    a row's bits are the same on any number of them.
+    """
+    if x_btd.shape[1] == 1 and context.platform() != "cpu":
+        return by_feature(x_btd)
+    return constrain_batch(x_btd)
+
+
 def _windows(config) -> list[int]:
     """The distinct attention windows of a model: at most a sliding and a full one."""
     if config.window is None:
@@ -347,11 +360,16 @@ def _within_rows(config, weigh, mask, query_btnh, key_btkh, value_btkh):
 
 def _against_cache(config, mask_bts, slots_bt, kept, query_btnh, key_btkh, value_btkh):
     """Attention to what a cache holds once the new tokens are in it; hands the cache back."""
-    kept = stored(*kept, slots_bt, key_btkh, value_btkh)
-    mixed_btnh = attend_cached(
-        query_btnh, *kept, mask_bts, scale=config.scale, softcap=config.attn_softcap
-    )
-    return mixed_btnh, kept
+    how = {"scale": config.scale, "softcap": config.attn_softcap}
+    query_btnh, *new = (widened(x, kept[0].shape[2]) for x in (query_btnh, key_btkh, value_btkh))
+    if decode_attention.serves(query_btnh.shape[1]):
+        mixed_btnh, kept = decode_attention.attend(
+            query_btnh, kept, slots_bt, *new, mask_bts, **how
+        )
+    else:
+        kept = stored(*kept, slots_bt, *new)
+        mixed_btnh = attend_cached(query_btnh, *kept, mask_bts, **how)
+    return mixed_btnh[..., : config.head_dim], kept
 
 
 def _layer(layers, index: int):

@@ -75,6 +75,18 @@ def local_mesh(mesh: Mesh) -> Mesh:
     return make_mesh(f"{left // fsdp},{fsdp},{tensor}", jax.local_devices())
 
 
+def with_layers_split(mesh: Mesh, key_heads: int) -> Mesh:
+    """The chips of a mesh with those of `fsdp` in `tensor`, as far as that divides the heads.
+
+    To sample is to read all weights for each token. Under `tensor` every chip reads its share;
+    under `fsdp` it would be sent those of all others first.
+    """
+    data, fsdp, tensor, sequence = mesh.devices.shape
+    moved = math.gcd(fsdp, max(key_heads // tensor, 1)) if key_heads % tensor == 0 else 1
+    grid = mesh.devices.reshape(data, fsdp // moved, moved * tensor, sequence)
+    return Mesh(grid, AXES, axis_types=_AUTO)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over `data` and `fsdp`, everything else whole."""
     return NamedSharding(mesh, P(BATCH_AXES))

@@ -19,6 +19,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from selfevo_jax.parallel.mesh import BATCH_AXES
+
 RULES: tuple[tuple[str, P], ...] = (
     (r"embed_tokens/embedding", P("tensor", "fsdp")),
     (r"lm_head/kernel", P("fsdp", "tensor")),
@@ -60,6 +62,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def one_layer(places: Any) -> Any:
+    """The shardings of stacked layers as those of one of them."""
+    return jax.tree.map(lambda where: NamedSharding(where.mesh, P(*where.spec[1:])), places)
+
+
 def same_shares(tree: Any, mesh: Mesh) -> Any:
     """Parameters under another mesh of the same chips, by which each of them has the same share
     (`mesh.local_mesh`): nothing is copied, but for a leaf that is too odd to be split alike."""
@@ -88,6 +95,24 @@ def gathered(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(leaf, kept)
 
     return jax.tree_util.tree_map_with_path(gather, tree)
+
+
+def by_feature(x_btd: jax.Array) -> jax.Array:
+    """An activation [b, t, d] split as the kernels' inputs are; for use in `jit`."""
+    return _constrained(x_btd, P("data", None, "fsdp"))
+
+
+def by_token_id(scores_bv: jax.Array) -> jax.Array:
+    """Scores [b, v] split by row, and by token id as the output head is; for use in `jit`."""
+    return _constrained(scores_bv, P(BATCH_AXES, "tensor"))
+
+
+def _constrained(x: jax.Array, spec: P) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    fit = P(*(_dividing(axes, size, mesh) for axes, size in zip(spec, x.shape, strict=True)))
+    return jax.lax.with_sharding_constraint(x, fit)
 
 
 def _dividing(axes: Any, size: int, mesh: Mesh) -> Any:

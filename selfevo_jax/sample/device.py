@@ -21,6 +21,7 @@ from selfevo_jax.models.cache import Cache
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import forward_cached, logits
 from selfevo_jax.models.lora import Adapter, AdapterStack
+from selfevo_jax.parallel.rules import by_token_id
 from selfevo_jax.sample.select import (
     Around,
     Rules,
@@ -265,7 +266,7 @@ def _next_scores(params, adapters, cache, rows, config, compute):
         config, params, rows.token_b[:, None], layout, cache, _slots(layout, cache),
         compute=compute, adapter=_chosen(adapters, rows.adapter_b),
     )  # fmt: skip
-    return cache, logits(config, params, hidden_btd[:, 0])
+    return cache, by_token_id(logits(config, params, hidden_btd[:, 0]))
 
 
 def _read(params, adapters, cache, part, config, compute, span):

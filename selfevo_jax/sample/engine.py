@@ -18,9 +18,9 @@ import jax
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.config import Compute, ModelConfig
 from selfevo_jax.models.llama import unstack_layers
-from selfevo_jax.models.lora import Adapter, AdapterStack, stack_adapters
+from selfevo_jax.models.lora import Adapter, stack_adapters
 from selfevo_jax.parallel.mesh import BATCH_AXES
-from selfevo_jax.parallel.rules import path_name, shardings
+from selfevo_jax.parallel.rules import one_layer, path_name, shardings
 from selfevo_jax.sample.memory import Memory, TextScore, cache_lengths
 from selfevo_jax.sample.network import Network
 from selfevo_jax.sample.prompts import Passage
@@ -79,10 +79,10 @@ class JaxGenerator:
         self._chunk = chunk or CHUNKS.get(jax.default_backend(), CHUNK)
         known, self._adapters = numbered(adapter, adapters)
         stack = stack_adapters(known) if known else None
-        if mesh is not None:
-            params = jax.device_put(params, shardings(params, mesh))
-            stack = _on_mesh(stack, mesh)
-        self._network = Network(config, _ready_params(params, compute), stack, compute, mesh)
+        if stack is not None and mesh is not None:
+            placed = jax.device_put(stack.params, shardings(stack.params, mesh))
+            stack = stack.replace(params=placed)
+        self._network = Network(config, _ready_params(params, compute, mesh), stack, compute, mesh)
         self._spare: list[Memory] = []
         self._scoring: Memory | None = None  # of `score_tokens`, made at its first call
         self._prompt_tokens_read = 0
@@ -207,19 +207,20 @@ def _check_rows(mesh: jax.sharding.Mesh | None, **counts: int) -> None:
             raise UserError(f"{name} {value} must be a multiple of {split}, the mesh's data x fsdp")
 
 
-def _ready_params(params: dict, compute: Compute) -> dict:
-    """Layers apart, and matrices in the dtype they are multiplied in."""
-    if not isinstance(params["layers"], tuple):
-        params = unstack_layers(params)
+def _ready_params(params: dict, compute: Compute, mesh: jax.sharding.Mesh | None) -> dict:
+    """Layers apart, on the mesh, and matrices in the dtype they are multiplied in."""
 
-    def cast(path, leaf):
-        matrix = path_name(path).endswith(("kernel", "embedding"))
-        return leaf.astype(compute.dtype) if matrix else leaf
+    def ready(tree: dict, places: dict | None) -> dict:
+        def cast(path, leaf):
+            matrix = path_name(path).endswith(("kernel", "embedding"))
+            return leaf.astype(compute.dtype) if matrix else leaf
 
-    return jax.tree_util.tree_map_with_path(cast, params)
+        placed = tree if places is None else jax.device_put(tree, places)
+        return jax.tree_util.tree_map_with_path(cast, placed)
 
-
-def _on_mesh(stack: AdapterStack | None, mesh: jax.sharding.Mesh) -> AdapterStack | None:
-    if stack is None:
-        return None
-    return stack.replace(params=jax.device_put(stack.params, shardings(stack.params, mesh)))
+    apart, places = unstack_layers(params), None if mesh is None else shardings(params, mesh)
+    # Let go one by one: where they move to other chips, there is no room for them twice.
+    layers = list(apart.pop("layers"))
+    each = places and one_layer(places.pop("layers"))
+    ready_layers = tuple(ready(layers.pop(0), each) for _ in range(len(layers)))
+    return {**ready(apart, places), "layers": ready_layers}

@@ -45,7 +45,7 @@ def load(
         slots=model.settings["slots"],
         max_length=min(model.settings["max_length"], config.max_position),
         compute=model.compute,
-        mesh=model.mesh,
+        mesh=model.sampling_mesh,
     )
     served = {
         name: ServedModel(name, adapter, model.tokenizer, config.vocab_size, engine.max_length)

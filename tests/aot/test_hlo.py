@@ -95,6 +95,21 @@ def test_what_is_scattered_into_an_array_is_all_that_is_written():
     assert traffic(SCATTER).hbm_bytes == 2 * 4 + 2 * 800
 
 
+KERNEL = """HloModule m, is_scheduled=true
+
+ENTRY %main (a: f32[64,100], u: f32[2,100]) -> f32[64,100] {
+  %a = f32[64,100]{1,0} parameter(0)
+  %u = f32[2,100]{1,0} parameter(1)
+  ROOT %new = f32[64,100]{1,0} custom-call(%a, %u), custom_call_target="tpu_custom_call", output_to_operand_aliasing={{}: (0, {})}, backend_config={"custom_call_config":{"body":"","cost_estimate":{"flops":"7","transcendentals":"0","bytes_accessed":"1600"}}}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_says_what_it_moves():
+    """Decoding's changes a few slots of a cache, which stands in its type as a whole."""
+    assert traffic(KERNEL).hbm_bytes == 1600
+
+
 def test_a_loop_without_a_bound_runs_as_often_as_said():
     text = MODULE.replace("%n = s32[] constant(5)", "%n = s32[] get-tuple-element(%c), index=0")
     assert traffic(text, 7).collectives["all-gather"][0] == 7

@@ -11,18 +11,21 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
+from selfevo_jax.aot.hlo import traffic
 from selfevo_jax.learn.batches import Batches
 from selfevo_jax.learn.losses import Objective
 from selfevo_jax.learn.optimizer import optimizer
 from selfevo_jax.learn.step import Frozen, Recipe, Steps
-from selfevo_jax.models import splash
+from selfevo_jax.models import context, decode_attention, splash
 from selfevo_jax.models.attention import NO_WINDOW, Layout, attend, visible
-from selfevo_jax.models.llama import init_params
+from selfevo_jax.models.cache import init_cache
+from selfevo_jax.models.llama import forward_cached, init_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
 from selfevo_jax.models.quantize import quantize_base
-from selfevo_jax.parallel.mesh import local_mesh, make_mesh
+from selfevo_jax.parallel.mesh import BATCH_AXES, local_mesh, make_mesh
 from selfevo_jax.parallel.rules import path_name, same_shares, shardings
 from selfevo_jax.text.render import TokenExample, TokenSpan
 
@@ -195,6 +198,50 @@ def test_splash_on_every_chip(window):
             np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5, err_msg=shape)
 
 
+@eight_devices
+def test_decode_attention_on_every_chip():
+    """In `shard_map`, each chip with its rows and heads, or all heads where these are too few."""
+    draw = np.random.default_rng(7).normal
+    query_b1nh, key_b1kh, value_b1kh = (draw(size=(8, 1, n, 16)).astype("f4") for n in (4, 2, 2))
+    kept = draw(size=(8, 2, 16, 256)).astype("f4"), draw(size=(8, 2, 256, 16)).astype("f4")
+    slots_b1 = np.random.default_rng(8).integers(0, 256, (8, 1)).astype("i4")
+    mask_b1s = (np.arange(256) <= slots_b1)[:, None]
+    inputs = (query_b1nh, kept, slots_b1, key_b1kh, value_b1kh, mask_b1s)
+    run = jax.jit(functools.partial(decode_attention.attend, scale=0.25, interpret=True))
+    plain = run(*inputs)
+    for shape in ("1,4,2", "2,1,4", "2,2,2"):
+        with jax.set_mesh(make_mesh(shape)):
+            split = run(*inputs)
+        for ours, theirs in zip(jax.tree.leaves(split), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=shape)
+
+
+@eight_devices
+def test_one_token_leaves_the_weights_where_they_are(monkeypatch):
+    """Off a CPU activations are exchanged in the place of weights: the same values, less moved."""
+    config = small("gemma2")
+    params = init_params(config, jax.random.key(4))
+    tokens_b1 = np.random.default_rng(9).integers(1, 96, (8, 1))
+    slots_b1 = np.full((8, 1), 3, np.int32)
+    layout = Layout(slots_b1, np.ones_like(slots_b1), np.zeros_like(slots_b1))
+    cache = jax.tree.map(some_noise, init_cache(config, 8, 16))
+    cache = cache.replace(layout=Layout.plain(np.arange(16) < np.full((8, 1), 3)))
+    mesh, sent, hidden = make_mesh("1,4,2"), {}, {}
+    for platform in ("cpu", "cuda"):
+        monkeypatch.setattr(context, "platform", lambda name=platform: name)
+        step = jax.jit(lambda params, cache: forward_cached(
+            config, params, tokens_b1, layout, cache, slots_b1
+        )[0])  # fmt: skip
+        with jax.set_mesh(mesh):
+            rows = jax.device_put(cache, jax.NamedSharding(mesh, P(BATCH_AXES)))
+            compiled = step.lower(jax.device_put(params, shardings(params, mesh)), rows).compile()
+            hidden[platform] = compiled(jax.device_put(params, shardings(params, mesh)), rows)
+        sent[platform] = traffic(compiled.as_text()).collective_bytes
+    np.testing.assert_allclose(hidden["cuda"], hidden["cpu"], atol=1e-5)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
+    assert sent["cpu"] > 3 / 8 * weights > 2 * sent["cuda"]
+
+
 def addresses(array):
     return {shard.device: shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
 
@@ -217,6 +264,8 @@ def test_mesh_shapes_agree(request):
         "test_on_eight_devices[gemma2-lora-few]",
         "test_sampling_takes_over_what_training_holds",
         "test_splash_on_every_chip[24]",
+        "test_decode_attention_on_every_chip",
+        "test_one_token_leaves_the_weights_where_they_are",
         "test_8_bit_floats_on_eight_devices",
     )
 

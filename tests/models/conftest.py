@@ -25,7 +25,7 @@ FAMILIES = {
     ),
     "llama_linear_rope": (
         "LlamaConfig",
-        dict(rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0)),
+        dict(head_dim=10, rope_parameters=dict(rope_type="linear", rope_theta=1e4, factor=2.0)),
     ),
     "mistral": ("MistralConfig", dict(sliding_window=5, head_dim=16)),
     "qwen2": ("Qwen2Config", dict(rms_norm_eps=1e-6)),

@@ -1,9 +1,13 @@
 """The decoder against `transformers`, family by family, in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from selfevo_jax.models import decode_attention
 from selfevo_jax.models.attention import Layout
 from selfevo_jax.models.cache import init_cache
 from selfevo_jax.models.config import Compute
@@ -42,7 +46,13 @@ def test_left_padding_changes_nothing(family):
     np.testing.assert_allclose(got_btv[1:, 13:], alone_btv, atol=1e-4)
 
 
-def test_cached_decoding_equals_one_pass(family):
+@pytest.mark.parametrize("on_a_tpu", [False, True], ids=["", "as on a TPU"])
+def test_cached_decoding_equals_one_pass(family, on_a_tpu, monkeypatch):
+    """The head's width of `llama_linear_rope` is not one that caches have."""
+    if on_a_tpu:
+        interpreted = functools.partial(decode_attention.attend, interpret=True)
+        monkeypatch.setattr(decode_attention, "serves", lambda tokens: tokens == 1)
+        monkeypatch.setattr(decode_attention, "attend", interpreted)
     config = family.config
     params = unstack_layers(family.params)
     tokens_bt = jnp.asarray(TOKENS_BT)

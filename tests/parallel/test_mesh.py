@@ -13,7 +13,7 @@ from selfevo_jax.errors import UserError
 from selfevo_jax.models.llama import abstract_params
 from selfevo_jax.models.lora import LoraConfig, init_lora
 from selfevo_jax.models.presets import preset
-from selfevo_jax.parallel.mesh import AXES, grid_of_slices, make_mesh
+from selfevo_jax.parallel.mesh import AXES, grid_of_slices, make_mesh, with_layers_split
 from selfevo_jax.parallel.placement import placements, replication_warnings
 from selfevo_jax.parallel.rules import shardings, spec_for
 from selfevo_jax.parallel.topologies import devices, topology
@@ -145,6 +145,25 @@ def test_a_mesh_of_two_real_slices(shape, monkeypatch):
     number = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
     assert number.reshape(2, -1).tolist() == [[0] * 4, [1] * 4]
     assert tuple(mesh.axis_names) == AXES and len(set(mesh.devices.flat)) == 8
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("shape", "heads", "wanted"),
+    [
+        ("1,8,1", 8, (1, 1, 8)),
+        ("1,8,1", 4, (1, 2, 4)),
+        ("2,4,1", 3, (2, 4, 1)),
+        ("1,4,2", 8, (1, 1, 8)),
+        ("1,2,4", 2, (1, 2, 4)),
+    ],
+)
+def test_layers_are_split_as_far_as_heads_go(shape, heads, wanted):
+    """By chips that were neighbours in the mesh."""
+    mesh = make_mesh(shape, devices(topology("v6e-8")))
+    split = with_layers_split(mesh, heads)
+    assert split.devices.shape == (*wanted, 1)
+    assert list(split.devices.flat) == list(mesh.devices.flat)
 
 
 def test_layers_are_not_split_over_slices():

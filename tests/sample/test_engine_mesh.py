@@ -1,5 +1,7 @@
-"""The same engine on eight virtual devices (data 2 x fsdp 2 x tensor 2): the same answers."""
+"""The same engine on eight virtual devices (data 2 x fsdp 2 x tensor 2): the same answers, where
+training holds the parameters on another mesh."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from selfevo_jax.errors import UserError
 from selfevo_jax.models.lora import LoraConfig, adapter, init_lora
 from selfevo_jax.parallel.mesh import make_mesh
+from selfevo_jax.parallel.rules import shardings
 from selfevo_jax.sample.protocol import LabelRequest, Request, SamplingParams, ScoreRequest
 
 DEVICES = 8
@@ -82,8 +85,9 @@ def test_on_eight_devices(tiny):
     if jax.device_count() < DEVICES:
         pytest.skip("started by test_a_mesh_gives_the_same_answers with eight devices")
     expected = json.loads(Path(os.environ[EXPECTED]).read_text())
-    mesh = make_mesh("2,2,2")
-    split = tiny.generator(mesh=mesh, slots=4, prompt_rows=4, adapters=adapters(tiny))
+    mesh, held = make_mesh("2,2,2"), shardings(tiny.params, make_mesh("2,4,1"))
+    trained = dataclasses.replace(tiny, params=jax.device_put(tiny.params, held))
+    split = trained.generator(mesh=mesh, slots=4, prompt_rows=4, adapters=adapters(tiny))
     found = list(split.generate(requests()))
     assert {completion.id for completion in found} == set(expected["answers"])
     for completion in found:
