@@ -150,7 +150,8 @@ def _call(
     run = pl.pallas_call(
         functools.partial(_kernel, s, along - 1, softcap),
         grid_spec=grid,
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query_bkqh, keys, values)],
+        # Said of the cache, or the compiler brings all of it into faster memory, and back.
+        out_shape=[jax.typeof(query_bkqh), pltpu.HBM.like(keys), pltpu.HBM.like(values)],
         input_output_aliases={5: 1, 6: 2},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         cost_estimate=cost,
