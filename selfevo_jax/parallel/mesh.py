@@ -82,7 +82,7 @@ def with_layers_split(mesh: Mesh, key_heads: int) -> Mesh:
     under `fsdp` it would be sent those of all others first.
     """
     data, fsdp, tensor, sequence = mesh.devices.shape
-    moved = math.gcd(fsdp, max(key_heads // tensor, 1)) if key_heads % tensor == 0 else 1
+    moved = 1 if key_heads % tensor else math.gcd(fsdp, key_heads // tensor)
     grid = mesh.devices.reshape(data, fsdp // moved, moved * tensor, sequence)
     return Mesh(grid, AXES, axis_types=_AUTO)
 
