@@ -30,9 +30,14 @@ def make_table(
     topologies: Sequence[str],
     say: Callable[[str], None],
 ) -> None:
-    """Compiles every missing cell into `file` (JSON), and writes `file` with suffix .md."""
+    """Compiles every missing cell into `file` (JSON); beside it, the table itself (.md).
+
+    Raises `UserError` when `file` holds something else or cannot be written, and when a cell
+    cannot be compiled; those made before are kept.
+    """
     path = Path(file)
-    cells = json.loads(path.read_text()) if path.exists() else {}
+    cells = _known(path)
+    _keep(path, cells, models, steps, topologies)  # nothing is compiled that cannot be kept
     for name in topologies:
         for model in models:
             for step in steps:
@@ -40,8 +45,8 @@ def make_table(
                 if key not in cells:
                     say(key)
                     cells[key] = _cell(model, step, name)
-                    _write(path, json.dumps(cells, indent=1, sort_keys=True))
-                    _write(path.with_suffix(".md"), markdown(cells, models, steps, topologies))
+                    _keep(path, cells, models, steps, topologies)
+    say(f"{len(cells)} cells are in {path}, the table is in {path.with_suffix('.md')}")
 
 
 def markdown(
@@ -59,11 +64,7 @@ def markdown(
 def _cell(model: str, step: str, name: str) -> dict[str, Any]:
     chips = topology(name).chips
     rows = chips * (DECODE_ROWS_A_CHIP if step == "decode" else ROWS_A_CHIP)
-    try:
-        report = measure(Case(model, step, name, mesh=_mesh(step, chips), batch=rows))
-    except UserError as error:
-        return {"error": str(error)}
-    return _facts(report)
+    return _facts(measure(Case(model, step, name, mesh=_mesh(step, chips), batch=rows)))
 
 
 def _mesh(step: str, chips: int) -> str:
@@ -83,15 +84,39 @@ def _facts(report: Report) -> dict[str, Any]:
 def _text(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    if "error" in cell:
-        return "n/a"
     size = f"{cell['hbm_bytes_per_chip'] / GIB:.1f}"
     if not cell["fits"]:
         return f"no ({size})"
     return f"**{size}**, {cell['est_mfu']:.0%}"
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def _known(path: Path) -> dict[str, Any]:
+    """The cells of an earlier call."""
+    if path.suffix != ".json":
+        raise UserError(f"--table {path}: the file of the cells must end in .json")
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; give --table another file") from error
+    if not isinstance(cells, dict) or not all(map(_is_cell, cells.values())):
+        raise UserError(f"{path}: no cells of such a table; give --table another file")
+    return cells
+
+
+def _is_cell(value: Any) -> bool:
+    return isinstance(value, dict) and {"hbm_bytes_per_chip", "fits", "est_mfu"} <= value.keys()
+
+
+def _keep(path: Path, cells: dict[str, Any], *axes: Sequence[str]) -> None:
+    texts = {".json": json.dumps(cells, indent=1, sort_keys=True), ".md": markdown(cells, *axes)}
+    try:
+        for suffix, text in texts.items():
+            part = path.with_suffix(f"{suffix}.part")
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path.with_suffix(suffix))
+    except OSError as error:
+        raise UserError(
+            f"{path.with_suffix(suffix)}: cannot be written: {error.strerror}"
+        ) from error

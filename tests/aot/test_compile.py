@@ -174,8 +174,44 @@ def test_the_table_goes_on_where_it_stopped(tmp_path):
     assert cell["fits"]
     row = file.with_suffix(".md").read_text().splitlines()[-1]
     assert row.startswith("| tiny | decode | **0.0**, ")
+    file.with_suffix(".md").unlink()
     make_table(*arguments)
-    assert said == ["tiny decode v5e-4"]
+    assert file.with_suffix(".md").read_text().splitlines()[-1] == row
+    told = f"1 cells are in {file}, the table is in {file.with_suffix('.md')}"
+    assert said == ["tiny decode v5e-4", told, told]
+
+
+@pytest.mark.parametrize("text", ["hello", "[1]", '{"a": 1}', '{"a": {"fits": true}}', "\udcff"])
+def test_another_file_is_no_table(text, tmp_path):
+    file = tmp_path / "table.json"
+    file.write_text(text, errors="surrogateescape")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="table.json.*give --table another file"):
+        make_table(str(file), ["tiny"], ["decode"], ["v5e-4"], print)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["table.md", "table", "table.json.part"])
+def test_the_cells_and_the_table_are_two_files(name, tmp_path):
+    with pytest.raises(UserError, match="must end in .json"):
+        make_table(str(tmp_path / name), ["tiny"], ["decode"], ["v5e-4"], print)
+
+
+def test_nothing_is_compiled_that_cannot_be_kept(tmp_path):
+    said = []
+    with pytest.raises(UserError, match="missing/table.json: cannot be written"):
+        make_table(
+            str(tmp_path / "missing/table.json"), ["tiny"], ["decode"], ["v5e-4"], said.append
+        )
+    assert said == []
+
+
+def test_a_cell_that_cannot_be_compiled_is_not_kept(tmp_path):
+    """What a missing compiler says, say, would stand in the table for good."""
+    file = tmp_path / "table.json"
+    with pytest.raises(UserError, match="tinny"):
+        make_table(str(file), ["tinny"], ["decode"], ["v5e-4"], print)
+    assert json.loads(file.read_text()) == {}
 
 
 @pytest.mark.parametrize(
